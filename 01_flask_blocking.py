@@ -1,0 +1,158 @@
+"""Rung 01: a blocking server around a prefill + decode loop.
+
+This is the server that everyone writes first. One request comes in, the model runs until the text is
+complete, the text goes out.
+
+    client   POST ──▶ . . . . . . . . . . . . . . . . . . . . . . . . ──▶ the whole text
+    worker            │ prefill │ decode │ decode │ decode │ decode │
+    /health            ask ──▶ . . . . . . . . . . . . . . . . . . .  ──▶ ok
+
+Generating happens in two phases. *Prefill* runs the whole prompt through the model in one forward
+pass, fills the KV cache, and yields the first token. *Decode* then runs one forward pass for each further
+token, because each depends on the one before it.
+
+    python 01_flask_blocking.py --demo
+    python 01_flask_blocking.py
+    curl -H 'content-type: application/json' -d '{"prompt": "What is 2 + 2?"}' localhost:5000/generate
+
+What is wrong here, on purpose:
+
+- Nothing is seen until everything is done: the first word waits for the last one.
+- A request holds its worker for its whole life. With one worker, the default, nobody else is answered,
+  not even /health, and a load balancer takes the server for dead. More workers (--workers 4) put that
+  off until as many requests have come. That is WSGI's one-thread-a-request model, not a limit of Flask:
+  Flask could also stream, but every open stream would hold a worker in the same way.
+- A client that leaves is not noticed. The work is done to its end and thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import flask
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
+from ladder.errors import errors_in_one_line
+from ladder.loading import Model
+from ladder.schema import (
+    MAX_BODY_BYTES,
+    ErrorBody,
+    GenerateRequest,
+    GenerateResponse,
+    Health,
+    RequestError,
+    TokenEvent,
+    public_details,
+)
+from ladder.sequence import Sequence, sample_one, to_response
+from ladder.server import prepare, serve_wsgi
+
+
+@dataclass(frozen=True)
+class Config(ServerConfig):
+    workers: int = option(1, "threads that answer requests, /health included", whole_number(1))
+
+
+class Engine:
+    """Turns one request into one text, and returns when all of it is there."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.entered = self.running = self.steps = self.tokens = 0
+        # A forward pass already uses every core, so that workers take turns with the model.
+        self.turn = threading.Lock()
+
+    def generate(self, request: GenerateRequest) -> GenerateResponse:
+        started = time.perf_counter()
+        sequence = Sequence(self.model, request)
+        with self.turn:
+            self.running = 1
+            try:
+                events = self.prefill_and_decode(sequence)
+            finally:
+                self.running = 0
+        return to_response(sequence, events, started)
+
+    def prefill_and_decode(self, sequence: Sequence) -> list[TokenEvent]:
+        """The loop at the bottom of every LLM server."""
+        decoder = self.model.decoder
+        cache = decoder.new_cache(slots=1, context=sequence.size)
+        started = time.perf_counter()
+        logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
+        self.steps += 1
+        events = [sequence.append(sample_one(sequence, logits), started)]
+        while not sequence.finish_reason:
+            started = time.perf_counter()
+            logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
+            self.steps += 1
+            events.append(sequence.append(sample_one(sequence, logits), started))
+        return events
+
+    def health(self) -> Health:
+        return Health(
+            rung="01",
+            model=self.model.name,
+            running=self.running,
+            waiting=0,
+            steps=self.steps,
+            tokens=self.steps,
+            pid=os.getpid(),
+        )
+
+
+def create_app(engine: Engine) -> flask.Flask:
+    app = flask.Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+
+    @app.post("/generate")
+    def generate() -> dict[str, Any]:
+        request = GenerateRequest.model_validate_json(flask.request.get_data())
+        if request.stream:
+            raise RequestError("stream", "rung 01 cannot stream; climb to 02_async_streaming.py")
+        return engine.generate(request).model_dump()
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return engine.health().model_dump()
+
+    @app.errorhandler(ValidationError)
+    def wrong_field(error: ValidationError) -> tuple[dict[str, Any], int]:
+        return {"detail": public_details(error.errors())}, 422
+
+    @app.errorhandler(RequestError)
+    def does_not_fit_the_model(error: RequestError) -> tuple[dict[str, Any], int]:
+        return {"detail": error.details}, 422
+
+    @app.errorhandler(HTTPException)
+    def other(error: HTTPException) -> tuple[dict[str, Any], int]:
+        return {"detail": error.description}, error.code or 500
+
+    @app.errorhandler(Exception)
+    def engine_failed(error: Exception) -> tuple[dict[str, Any], int]:
+        app.logger.exception("a request failed")
+        return ErrorBody.of(error).model_dump(), 500
+
+    return app
+
+
+def demo(config: Config, options: DemoOptions) -> None: ...
+
+
+def main() -> None:
+    config, options = parse(Config, __doc__)
+    with errors_in_one_line("01_flask_blocking.py"):
+        if options:
+            demo(config, options)
+        else:
+            model, listener = prepare(config)
+            serve_wsgi(create_app(Engine(model)), listener, config.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Rung 02: tokens stream out as they come, and the server stays awake.
+
+Rung 01 shows nothing before everything is done, answers nobody meanwhile, and works on for clients that
+have left. Three changes mend that:
+
+- The engine's loop *yields* each token instead of collecting them. Python's `yield` stops it in the
+  middle, with all of its state, until somebody asks for the next token.
+- The web side is asynchronous (ASGI): one thread, the event loop, looks after all connections. A model
+  step would block it, so each runs in a worker thread while the loop goes on.
+- Every token is sent at once as a *server-sent event*, a line that begins with "data: ". When the client
+  goes away the loop is told, and the generator is closed: no further step is run.
+
+    event loop    POST ──▶ ╶┐      ┌▶ data: {"token": " The"}     ┌▶ data: {"token": " fox"} ... data: [DONE]
+                            │      │╶┐  /health ──▶ ok            │╶┐  /health ──▶ ok
+    worker                  └ prefill └ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ decode  └ ─ ─ ─ ─ ─ ─ ─ decode ...
+
+    python 02_async_streaming.py --demo
+    python 02_async_streaming.py
+    curl -N -H 'content-type: application/json' \\
+         -d '{"prompt": "Tell me a story about a fox.", "stream": true}' localhost:5000/generate
+
+What is still wrong: every request is a batch of one. Two clients take turns, step by step, so that each
+gets half the speed, though the model could compute both tokens in hardly more time than one. And nothing
+limits how many come in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import format_sse_event
+
+from ladder.cli import DemoOptions, ServerConfig, parse
+from ladder.engine import Engine as AnyEngine
+from ladder.engine import ServerStopping
+from ladder.errors import errors_in_one_line
+from ladder.http import (
+    CLIENT_CLOSED_REQUEST,
+    STREAM_AND_ERRORS,
+    EventStream,
+    answer_errors_in_our_shape,
+    failure_status,
+    log_failure,
+)
+from ladder.loading import Model
+from ladder.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
+from ladder.sequence import Sequence, sample_one, to_response
+from ladder.server import prepare, serve_asgi
+
+END = None
+"""What the worker returns in place of StopIteration, which cannot pass through a future."""
+
+
+@dataclass(frozen=True)
+class Config(ServerConfig):
+    pass
+
+
+class Engine:
+    """Each request is a generator of its own; one worker thread moves them on, a step at a time."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        # Only this thread touches the model and the generators. Its queue is first in, first out: requests
+        # take turns, and whatever closes a generator comes after the step that the generator is in.
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.active: set[Sequence] = set()
+        self.steps = 0
+        self.stopping = False
+
+    def prepare(self, request: GenerateRequest) -> Sequence:
+        return Sequence(self.model, request)
+
+    def tokens(self, sequence: Sequence) -> Generator[TokenEvent]:
+        """Rung 01's loop, with `yield` where that one collected. Each `next` is one forward pass."""
+        decoder = self.model.decoder
+        cache = decoder.new_cache(slots=1, context=sequence.size)
+        started = time.perf_counter()
+        logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
+        self.steps += 1
+        yield sequence.append(sample_one(sequence, logits), started)
+        while not sequence.finish_reason:
+            if self.stopping:
+                raise ServerStopping
+            started = time.perf_counter()
+            logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
+            self.steps += 1
+            yield sequence.append(sample_one(sequence, logits), started)
+
+    async def generate(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
+        """The same tokens for the event loop, which is free while the worker computes the next one."""
+        loop = asyncio.get_running_loop()
+        tokens = self.tokens(sequence)
+        self.active.add(sequence)
+        try:
+            while event := await loop.run_in_executor(self.worker, next, tokens, END):
+                yield event
+        finally:
+            # Runs at once when the client has left, wherever the loop stands; nothing here may wait.
+            self.worker.submit(self.finish, sequence, tokens)
+
+    def finish(self, sequence: Sequence, tokens: Generator[TokenEvent]) -> None:
+        """In the worker: drop the request's state, and with it the KV cache."""
+        tokens.close()
+        self.active.discard(sequence)
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def health(self) -> Health:
+        return Health(
+            rung="02",
+            model=self.model.name,
+            running=len(self.active),
+            waiting=0,
+            steps=self.steps,
+            tokens=self.steps,
+            pid=os.getpid(),
+        )
+
+
+async def stream(engine: AnyEngine, sequence: Sequence) -> AsyncGenerator[bytes]:
+    """A request as server-sent events, with exactly one last event: [DONE], or an error."""
+    try:
+        async with aclosing(engine.generate(sequence)) as events:
+            async for event in events:
+                yield format_sse_event(data_str=event.model_dump_json(exclude_none=True))
+        yield format_sse_event(data_str="[DONE]")
+    except Exception as error:
+        # The status went out long ago, as 200: only an event can still tell the client.
+        log_failure(error)
+        yield format_sse_event(event="error", data_str=ErrorBody.of(error).model_dump_json())
+
+
+async def collect(engine: AnyEngine, sequence: Sequence, request: Request) -> list[TokenEvent] | None:
+    """All events of a request; or None, and no more work done, as soon as its client has left."""
+
+    async def everything() -> list[TokenEvent]:
+        async with aclosing(engine.generate(sequence)) as events:
+            return [event async for event in events]
+
+    async def client_leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, leaving = asyncio.create_task(everything()), asyncio.create_task(client_leaves())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        leaving.cancel()
+
+
+def create_app(engine: AnyEngine, title: str = "Rung 02: async streaming") -> FastAPI:
+    """The web side. Later rungs put their engines behind this same function."""
+    app = FastAPI(title=title, max_body_size=MAX_BODY_BYTES)
+    answer_errors_in_our_shape(app)
+
+    @app.post("/generate", response_model=GenerateResponse, responses=STREAM_AND_ERRORS)
+    async def generate(body: GenerateRequest, request: Request) -> Response | GenerateResponse:
+        """Continue a prompt: the whole text at once, or with `stream` each token as it comes."""
+        started = time.perf_counter()
+        sequence = engine.prepare(body)
+        if body.stream:
+            return EventStream(stream(engine, sequence))
+        try:
+            events = await collect(engine, sequence, request)
+        except Exception as error:
+            log_failure(error)
+            return JSONResponse(ErrorBody.of(error).model_dump(), status_code=failure_status(error))
+        if events is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return to_response(sequence, events, started)
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Alive, and how busy. Answered by the event loop, whatever the model is doing."""
+        return engine.health()
+
+    return app
+
+
+def demo(config: Config, options: DemoOptions) -> None: ...
+
+
+def main() -> None:
+    config, options = parse(Config, __doc__)
+    with errors_in_one_line("02_async_streaming.py"):
+        if options:
+            demo(config, options)
+        else:
+            model, listener = prepare(config)
+            engine = Engine(model)
+            serve_asgi(create_app(engine), listener, engine.stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""One command line for every rung, made from the rung's own configuration.
+
+A rung's `Config` is a frozen dataclass whose fields, made by `option`, are its flags: name, default
+and help text stand in one place, and the engine receives the same object that the command line fills.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+
+def option(default: Any, help: str, check: Callable[[str], Any] = str, choices: Any = None) -> Any:
+    """A configuration field that is also a command-line flag."""
+    metadata = {"help": help, "check": check, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An integer in bounds, for `option`; the message says which bounds."""
+    bounds = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+
+    def check(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{value} is not a whole number {bounds}")
+        return value
+
+    return check
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The flags that every rung has."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(5000, "port to listen on; 0 takes a free one", whole_number(0, 65535))
+    model: str = option("tiny", "tiny (bundled), a directory, a hub id, or random:SHAPE")
+    dtype: str = option("auto", "auto is float32 on a CPU", choices=("auto", "float32", "bfloat16"))
+    device: str = option("auto", "auto is the GPU if torch finds one", choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(None, "torch's threads; default: one for each core", whole_number(1))
+
+    def flags(self) -> list[str]:
+        """The command line that gives another rung the same model; for a demo's servers."""
+        names = ("model", "dtype", "device", "threads")
+        given = [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+        return [part for name, value in given for part in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How the demo shows what it measured."""
+
+    json: bool
+    plot: Path | None
+
+
+C = TypeVar("C", bound=ServerConfig)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the whole usage is one --help away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def parse(
+    config_class: type[C], doc: str | None, arguments: list[str] | None = None
+) -> tuple[C, DemoOptions | None]:
+    """Read the command line: the server's configuration, and the demo's options if it is wanted."""
+    parser = OneLineParser(description=summary(doc), allow_abbrev=False)
+    demo = parser.add_argument_group("demo")
+    demo.add_argument("--demo", action="store_true", help="start the servers, measure, show, and end")
+    demo.add_argument("--json", action="store_true", help="with --demo: print one JSON object instead")
+    demo.add_argument("--plot", type=plot_file, metavar="FILE", help="with --demo: also draw (png, svg)")
+    server = parser.add_argument_group("server")
+    for item in fields(config_class):
+        add_flag(server, item.name, item.default, item.metadata)
+    values = vars(parser.parse_args(arguments))
+    wanted, json, plot = values.pop("demo"), values.pop("json"), values.pop("plot")
+    if not wanted and (json or plot):
+        parser.error("--json and --plot belong to --demo")
+    return config_class(**values), DemoOptions(json, plot) if wanted else None
+
+
+def add_flag(group: Any, name: str, default: Any, metadata: Any) -> None:
+    shown = "" if default is None else f" (default: {default})"
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=metadata["check"],
+        default=default,
+        choices=metadata["choices"],
+        metavar=None if metadata["choices"] else name.split("_")[-1].upper(),
+        help=metadata["help"] + shown,
+    )
+
+
+def plot_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .svg")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the directory of {text!r} does not exist")
+    return path
+
+
+def summary(doc: str | None) -> str:
+    """The first paragraph of a rung's docstring."""
+    return (doc or "").strip().split("\n\n")[0]

@@ -1,0 +1,23 @@
+"""Mistakes that a user can mend, told in one line and without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """What went wrong, where, and what to do about it, in one line."""
+
+
+@contextmanager
+def errors_in_one_line(program: str) -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit status 1; Ctrl-C ends quietly."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

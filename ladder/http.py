@@ -1,0 +1,98 @@
+"""The parts of an HTTP answer that are the same on every ASGI rung: event streams and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from ladder.engine import ServerStopping
+from ladder.schema import ErrorBody, RequestError, public_details
+
+logger = logging.getLogger("ladder")
+
+CLIENT_CLOSED_REQUEST = 499
+"""Nobody reads this answer; the number is the one that proxies log for it."""
+
+STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One JSON object, or with `stream` a text/event-stream that ends in `data: [DONE]`.",
+        "content": {
+            "text/event-stream": {
+                "example": 'data: {"token": " The", "token_id": 450, "prefill_time_ms": 12.3}\n\n'
+            }
+        },
+    },
+    500: {"model": ErrorBody, "description": "The engine failed."},
+    503: {"model": ErrorBody, "description": "The server is stopping."},
+}
+"""What POST /generate can answer, for /docs."""
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events from an async generator that is closed the moment the response is over.
+
+    Starlette cancels the response when the client leaves, but it closes the generator only if that
+    happens to be running; one that waits for its turn would live on until it is garbage collected.
+    """
+
+    media_type = "text/event-stream"
+    patience = 30.0
+    """Seconds that a client may go without reading, once the buffers on the way to it are full."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        # Without these two headers, caches and proxies collect the stream before they pass it on.
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: MutableMapping[str, Any]) -> None:
+            async with asyncio.timeout(self.patience):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except TimeoutError:
+            logger.warning("a client read nothing for %g s and was dropped", self.patience)
+        finally:
+            await self._events.aclose()
+
+
+def answer_errors_in_our_shape(app: FastAPI) -> None:
+    """Wrong requests get 422 and `{"detail": [...]}`, without an echo of what was sent."""
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_field(_: Request, error: RequestValidationError) -> JSONResponse:
+        return unprocessable(public_details(error.errors()))
+
+    @app.exception_handler(RequestError)
+    async def does_not_fit_the_model(_: Request, error: RequestError) -> JSONResponse:
+        return unprocessable(error.details)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        # FastAPI's answer to a body that is not even text, such as bytes that are no UTF-8.
+        if error.status_code == 400:
+            return unprocessable([{"type": "json_invalid", "loc": ("body",), "msg": str(error.detail)}])
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+def log_failure(error: Exception) -> None:
+    """A failure that the server did not bring about itself goes to its log, with the traceback."""
+    if not isinstance(error, ServerStopping):
+        logger.error("a request failed", exc_info=error)
+
+
+def failure_status(error: Exception) -> int:
+    return 503 if isinstance(error, ServerStopping) else 500
+
+
+def unprocessable(details: list[dict[str, Any]]) -> JSONResponse:
+    return JSONResponse({"detail": details}, status_code=422)

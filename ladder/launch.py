@@ -1,0 +1,77 @@
+"""Starting a rung as its users do, in a process of its own, and ending it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ladder.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+READY = "ready: "
+
+
+class RungProcess:
+    """A numbered script that is running as a server. Starting returns at once; `wait_ready` waits."""
+
+    def __init__(self, script: str, flags: Sequence[str] = ()) -> None:
+        self.script = script
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
+        command = [sys.executable, str(ROOT / script), "--port", "0", *flags]
+        # A session of its own keeps Ctrl-C in the terminal for us, who then end it in good order.
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
+        )
+        self.pid = self._process.pid
+
+    def wait_ready(self) -> str:
+        """The server's address, once it has said that it is ready."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(READY):
+                return line.removeprefix(READY).strip()
+        self._process.wait()
+        lines = self.errors().strip().splitlines()
+        raise UserError(
+            lines[-1].partition("error: ")[2] or lines[-1] if lines else f"{self.script} ended early"
+        )
+
+    def errors(self) -> str:
+        """What the server has written to stderr so far."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM, patience: float = 10) -> int:
+        """Ask it to end, insist if it does not; return its exit status."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+
+    def close(self) -> None:
+        self.stop()
+        self._errors.close()
+
+
+@contextmanager
+def running_rungs(*commands: tuple[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Start several rungs side by side; yield their addresses; end them whatever happens."""
+    processes: list[RungProcess] = []
+    try:
+        for script, flags in commands:
+            processes.append(RungProcess(script, flags))
+        yield [process.wait_ready() for process in processes]
+    finally:
+        for process in processes:
+            process.close()

@@ -1,0 +1,79 @@
+"""Choosing the next token of every request in a batch in one vectorised call.
+
+Each row has its own temperature, top_p and seed. A row's random number is a hash of its seed and of
+how many tokens it has so far, not the next draw of a shared generator: so a row's choice depends
+neither on its neighbours nor on the batches it has been in. A request without a seed gets one that
+nobody knows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one request wants its tokens chosen. Temperature 0 always takes the likeliest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class SamplingBatch:
+    """The settings of several requests as columns. Build it when the batch changes, not every step."""
+
+    def __init__(self, rows: Sequence[SamplingSettings], device: torch.device | None = None) -> None:
+        self.temperature = torch.tensor([row.temperature for row in rows], device=device).unsqueeze(1)
+        self.top_p = torch.tensor([row.top_p for row in rows], device=device).unsqueeze(1)
+        seeds = [secrets.randbits(64) if row.seed is None else row.seed % 2**64 for row in rows]
+        self.seeds: Words = np.array(seeds, dtype=np.uint64)
+        self.greedy = all(row.temperature == 0 for row in rows)
+        self.nucleus = [index for index, row in enumerate(rows) if row.top_p < 1]
+
+
+@torch.inference_mode()
+def sample(logits: Tensor, batch: SamplingBatch, counts: Sequence[int]) -> Tensor:
+    """The next token of each row; `counts` says how many tokens each row has sampled before."""
+    likeliest = logits.argmax(dim=-1)
+    if batch.greedy:
+        return likeliest
+    # Subtracting the maximum first keeps a tiny temperature from dividing to infinity minus infinity.
+    scores = logits.float() - logits.float().amax(dim=-1, keepdim=True)
+    weights = torch.softmax(scores / batch.temperature.clamp_min(1e-30), dim=-1)
+    if batch.nucleus:
+        rows = torch.tensor(batch.nucleus, device=logits.device)
+        weights[rows] = keep_nucleus(weights[rows], batch.top_p[rows])
+    # Lay the weights end to end and see on which of them a dart thrown at the whole length falls.
+    ends = weights.cumsum(dim=-1)
+    darts = torch.from_numpy(uniform(batch.seeds, counts)).to(logits.device).unsqueeze(1)
+    drawn = torch.searchsorted(ends, darts * ends[:, -1:], right=True).squeeze(1)
+    return torch.where(batch.temperature.squeeze(1) == 0, likeliest, drawn)
+
+
+def keep_nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
+    """Set to zero all but the fewest tokens that together reach `top_p`."""
+    ordered, tokens = weights.sort(dim=-1, descending=True)
+    mass_before = ordered.cumsum(dim=-1) - ordered
+    kept = torch.where(mass_before < top_p, ordered, 0.0)
+    return torch.zeros_like(weights).scatter_(-1, tokens, kept)
+
+
+def uniform(seeds: Words, counts: Sequence[int]) -> npt.NDArray[np.float32]:
+    """One number in [0, 1) for each (seed, count): the splitmix64 hash of the pair."""
+    words = seeds + (np.array(counts, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    words = words ^ (words >> np.uint64(31))
+    # float32 holds 24 bits exactly, so that 1.0 itself can never come out.
+    fractions: npt.NDArray[np.float32] = (words >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+    return fractions

@@ -1,0 +1,107 @@
+"""What goes over the wire: one schema for every rung, Flask included.
+
+A wrong request is answered with 422 and `{"detail": [{"type", "loc", "msg"}, ...]}` by every rung.
+The offending input is not repeated in the answer: a prompt may be long, and may be private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length"]
+
+MAX_BODY_BYTES = 4 * 2**20
+"""Far more than the longest prompt of any model here; more than that is refused unread, with 413."""
+
+
+class GenerateRequest(BaseModel):
+    """The body of POST /generate."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"prompt": "What is 2 + 2?", "temperature": 0, "stream": False}]},
+    )
+
+    prompt: Annotated[str, Field(min_length=1, description="The text to continue.")]
+    max_tokens: Annotated[int, Field(ge=1, description="Stop after this many tokens.")] = 128
+    temperature: Annotated[
+        float, Field(ge=0, le=2, description="0 always takes the likeliest token; higher is more varied.")
+    ] = 0.7
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="Sample among the likeliest tokens that reach this mass.")
+    ] = 1.0
+    seed: Annotated[
+        int | None, Field(description="The same seed gives the same text, whoever shares the batch.")
+    ] = None
+    stream: Annotated[bool, Field(description="Send each token as a server-sent event.")] = False
+
+
+class TokenEvent(BaseModel):
+    """One token of a stream. The first carries `prefill_time_ms`, the others `step_ms`."""
+
+    token: str
+    token_id: int
+    prefill_time_ms: float | None = None
+    step_ms: float | None = None
+    finish_reason: FinishReason | None = None
+
+
+class GenerateResponse(BaseModel):
+    """The whole answer at once."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_time_ms: float
+    total_time_ms: float
+
+
+class Health(BaseModel):
+    """GET /health: alive, and how busy."""
+
+    status: str = "ok"
+    rung: str
+    model: str
+    running: int
+    waiting: int
+    steps: Annotated[int, Field(description="Forward passes since the start; a batch is one.")]
+    tokens: Annotated[int, Field(description="Tokens sampled since the start.")]
+    pid: int
+
+
+class ErrorBody(BaseModel):
+    """What a client gets when the engine failed: as an event in a stream, else with status 500."""
+
+    class Error(BaseModel):
+        type: str
+        message: str
+
+    error: Error
+
+    @classmethod
+    def of(cls, error: Exception) -> ErrorBody:
+        return cls(error=cls.Error(type=type(error).__name__, message=str(error)))
+
+
+class RequestError(ValueError):
+    """A request that fits the schema but not this model: answered like any other wrong field."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.details = [{"type": "value_error", "loc": ("body", field), "msg": message}]
+
+
+def public_details(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Pydantic's findings without the input that caused them; `loc` begins with "body" everywhere."""
+    details = []
+    for error in errors:
+        location = error["loc"] if error["loc"][:1] == ("body",) else ("body", *error["loc"])
+        details.append({"type": error["type"], "loc": location, "msg": error["msg"]})
+    return details

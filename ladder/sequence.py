@@ -1,0 +1,97 @@
+"""One request on its way from prompt to text: its tokens, its settings, and when it ends.
+
+Every engine keeps one `Sequence` a request and nothing about requests anywhere else, so that two of
+them can never mix.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from torch import Tensor
+
+from ladder.loading import Model
+from ladder.sampling import SamplingBatch, SamplingSettings, sample
+from ladder.schema import FinishReason, GenerateRequest, GenerateResponse, RequestError, TokenEvent
+
+
+class Sequence:
+    """Fed with token ids by an engine; gives out the events that a client sees."""
+
+    def __init__(self, model: Model, request: GenerateRequest) -> None:
+        """Tokenize the prompt and check that it fits the model, else raise a `RequestError`."""
+        self.prompt_ids = encode_prompt(model, request)
+        self.max_tokens = request.max_tokens
+        seed = secrets.randbits(64) if request.seed is None else request.seed
+        self.settings = SamplingSettings(request.temperature, request.top_p, seed)
+        self.size = len(self.prompt_ids) + self.max_tokens  # the most tokens that it can come to
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._stop_ids = model.stop_ids
+        self._detokenizer = model.tokenizer.detokenizer()
+
+    def append(self, token_id: int, started: float) -> TokenEvent:
+        """Take the token that the engine has sampled, and say what the client is to see of it.
+
+        `started` is the `perf_counter` reading from when the work for this token began.
+        """
+        milliseconds = round((time.perf_counter() - started) * 1000, 3)
+        first = not self.token_ids
+        self.token_ids.append(token_id)
+        if token_id in self._stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.max_tokens:
+            self.finish_reason = "length"
+        text = "" if self.finish_reason == "stop" else self._detokenizer.push(token_id)
+        if self.finish_reason:
+            text += self._detokenizer.flush()
+        return TokenEvent(
+            token=text,
+            token_id=token_id,
+            prefill_time_ms=milliseconds if first else None,
+            step_ms=None if first else milliseconds,
+            finish_reason=self.finish_reason,
+        )
+
+
+def encode_prompt(model: Model, request: GenerateRequest) -> list[int]:
+    room = model.context - request.max_tokens
+    if room < 1:
+        raise RequestError(
+            "max_tokens", f"max_tokens must leave room for a prompt in the model's context of {model.context}"
+        )
+    # A text this long cannot fit whatever its tokens are: do not spend time on tokenizing it.
+    too_long = len(request.prompt) > room * model.tokenizer.longest_token
+    prompt_ids = [] if too_long else model.tokenizer.encode(request.prompt)
+    if too_long or len(prompt_ids) > room:
+        size = "far more" if too_long else str(len(prompt_ids))
+        raise RequestError(
+            "prompt",
+            f"{size} prompt tokens + max_tokens {request.max_tokens} exceed the model's context "
+            f"of {model.context}",
+        )
+    if not prompt_ids:
+        raise RequestError("prompt", "the prompt has no tokens")
+    return prompt_ids
+
+
+def sample_one(sequence: Sequence, logits: Tensor) -> int:
+    """The next token of a request that has the forward pass to itself; `logits` is [1, vocabulary]."""
+    return int(sample(logits, SamplingBatch([sequence.settings]), [len(sequence.token_ids)]))
+
+
+def to_response(sequence: Sequence, events: list[TokenEvent], started: float) -> GenerateResponse:
+    """The answer of a request without streaming: its events, put together."""
+    first, last = events[0], events[-1]
+    assert first.prefill_time_ms is not None
+    assert last.finish_reason is not None
+    return GenerateResponse(
+        text="".join(event.token for event in events),
+        token_ids=sequence.token_ids,
+        finish_reason=last.finish_reason,
+        prompt_tokens=len(sequence.prompt_ids),
+        completion_tokens=len(sequence.token_ids),
+        prefill_time_ms=first.prefill_time_ms,
+        total_time_ms=round((time.perf_counter() - started) * 1000, 3),
+    )

@@ -1,0 +1,100 @@
+"""Starting and stopping: the listening socket, the ready line, a clean end on Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+import uvicorn
+import waitress
+from fastapi import FastAPI
+from flask import Flask
+
+from ladder.cli import ServerConfig
+from ladder.errors import UserError
+from ladder.loading import Model, load_model
+
+GRACE_SECONDS = 3
+"""How long open requests may take to notice that the server is stopping, before they are cut off."""
+
+
+def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
+    """What every server does first: take the port, so that a busy one is told at once, then load."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    listener = listen(config.host, config.port)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return load_model(config.model, config.dtype, config.device), listener
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the address; port 0 takes a free one."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port or --host"
+        ) from error
+
+
+def announce(listener: socket.socket) -> None:
+    """The one line that says that requests are answered now; whoever started the server waits for it."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"ready: http://{shown}:{port}", flush=True)
+
+
+class ReadyServer(uvicorn.Server):
+    """Uvicorn that prints the ready line, and lets the engine end its streams when it is to stop."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket, stop_engine: Callable[[], None]) -> None:
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+        )
+        super().__init__(settings)
+        self._listener = listener
+        self._stop_engine = stop_engine
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        announce(self._listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stop_engine()
+        await super().shutdown(sockets)
+
+
+def serve_asgi(app: FastAPI, listener: socket.socket, stop_engine: Callable[[], None]) -> NoReturn:
+    """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
+    ReadyServer(app, listener, stop_engine).run(sockets=[listener])
+    leave()
+
+
+def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
+    """Serve with so many worker threads until Ctrl-C or SIGTERM, which cut off what is under way."""
+    # Waitress logs every request that has to wait for a worker; here that is the lesson, not news.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    server = waitress.create_server(app, sockets=[listener], threads=workers)
+    announce(listener)
+    server.run()
+    leave()
+
+
+def leave(*_: object) -> NoReturn:
+    """End the process now, with status 0.
+
+    A model step cannot be interrupted, and Python would wait for the thread that runs it: with a large
+    model and a long prompt, longer than anyone waits after Ctrl-C.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

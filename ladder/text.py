@@ -1,0 +1,138 @@
+"""From text to tokens, and from tokens back to text one token at a time.
+
+Decoding token by token is where naive servers lose characters. One character may be split over
+several tokens, and a token on its own may decode differently than among its neighbours. A
+`Detokenizer` holds back what is not yet a whole character, so that the pieces it gives out, joined,
+are to the letter what decoding all tokens at once would have given.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
+
+
+class Detokenizer(Protocol):
+    """The text of one growing sequence of tokens."""
+
+    def push(self, token_id: int) -> str:
+        """Add a token; return the text that is now certain, which may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """The sequence has ended: return what was held back."""
+        ...
+
+
+class ByteLevelDetokenizer:
+    """For byte-level BPE (Llama 3, Qwen, the bundled model): every token is a run of bytes.
+
+    Python's incremental UTF-8 decoder keeps an unfinished character until its last byte arrives and
+    replaces bytes that can never become one.
+    """
+
+    def __init__(self, token_bytes: dict[int, bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._token_bytes.get(token_id, b""))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class WindowDetokenizer:
+    """For every other decoder (SentencePiece in Llama 2, TinyLlama, Mistral).
+
+    Decodes the last tokens with and without the new one and gives out the difference: the first
+    word of a text is written differently from the same word later, so a token needs one before it. A
+    run of byte tokens such as <0xE4> is decoded as a whole or, if one byte of it is wrong, not at
+    all; so nothing of it is given out before a token of another kind has ended it.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._context: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        self._held.append(token_id)
+        if BYTE_TOKEN.fullmatch(self._backend.id_to_token(token_id) or ""):
+            return ""
+        return self.flush()
+
+    def flush(self) -> str:
+        before = self._backend.decode(self._context)
+        piece: str = self._backend.decode(self._context + self._held)[len(before) :]
+        # A token that shows nothing, such as a special one, cannot stand for "not the first word".
+        self._context = self._held if piece else self._context + self._held
+        self._held = []
+        return piece
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The part of a tokenizer that a server needs, on top of the `tokenizers` library.
+
+    It keeps no state, so any thread may use it.
+    """
+
+    backend: Backend
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.backend.encode(text).ids
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        text: str = self.backend.decode(token_ids)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        if isinstance(self.backend.decoder, decoders.ByteLevel):
+            return ByteLevelDetokenizer(self._token_bytes)
+        return WindowDetokenizer(self.backend)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """No token stands for more characters than this: bounds a text's tokens from its length."""
+        return max(len(token) for token in self.backend.get_vocab())
+
+    @cached_property
+    def _token_bytes(self) -> dict[int, bytes]:
+        """Each token's bytes by its id, without the special tokens, which are never shown."""
+        added = self.backend.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
+        vocabulary = self.backend.get_vocab()
+        return {i: byte_level_bytes(token) for token, i in vocabulary.items() if i not in special}
+
+
+def byte_level_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as one printable character: this is the way back.
+
+    Bytes that are printable in Latin-1 stand for themselves, the other 68 for the characters from
+    U+0100 on, in order.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+ALPHABET = byte_level_alphabet()
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of one vocabulary entry; an added token that is plain text stands for its UTF-8."""
+    if all(character in ALPHABET for character in token):
+        return bytes(ALPHABET[character] for character in token)
+    return token.encode()
