@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import torch
 import uvicorn
-import waitress
 from fastapi import FastAPI
 from flask import Flask
+from waitress.server import create_server
 
 from ladder.cli import ServerConfig
 from ladder.errors import UserError
@@ -83,7 +83,7 @@ def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
     """Serve with so many worker threads until Ctrl-C or SIGTERM, which cut off what is under way."""
     # Waitress logs every request that has to wait for a worker; here that is the lesson, not news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    server = waitress.create_server(app, sockets=[listener], threads=workers)
+    server = create_server(app, sockets=[listener], threads=workers)
     announce(listener)
     server.run()
     leave()
