@@ -27,6 +27,7 @@ What is wrong here, on purpose:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -37,7 +38,9 @@ import flask
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
+from ladder import demos
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
+from ladder.client import Client
 from ladder.errors import errors_in_one_line
 from ladder.loading import Model
 from ladder.schema import (
@@ -57,6 +60,19 @@ from ladder.server import prepare, serve_wsgi
 @dataclass(frozen=True)
 class Config(ServerConfig):
     workers: int = option(1, "threads that answer requests, /health included", whole_number(1))
+
+
+DEMO_ROWS = {
+    "first_token_ms": "first visible token",
+    "complete_ms": "complete text",
+    "health_median_ms": "/health meanwhile, median",
+    "health_p95_ms": "/health meanwhile, 95 %",
+    "health_worst_ms": "/health meanwhile, worst",
+    "second_alone_ms": "short question, asked alone",
+    "second_beside_ms": "short question behind a long one",
+    "passes": "forward passes, whole text",
+    "passes_after_leaving": "forward passes, client left at 1/4",
+}
 
 
 class Engine:
@@ -141,7 +157,38 @@ def create_app(engine: Engine) -> flask.Flask:
     return app
 
 
-def demo(config: Config, options: DemoOptions) -> None: ...
+def demo(config: Config, options: DemoOptions) -> None:
+    """One client generates; others ask for /health, or for an answer of their own, or lose patience."""
+    show = demos.Show("Rung 01: a blocking server around a prefill + decode loop", config, options)
+    rungs = [("01_flask_blocking.py", [*config.flags(), "--workers", workers]) for workers in ("1", "4")]
+    with show.starting(*rungs) as urls:
+        asyncio.run(suffer(show, dict(zip(("1 worker", "4 workers"), urls, strict=True))))
+
+
+async def suffer(show: demos.Show, servers: dict[str, str]) -> None:
+    requests = {name: (url, demos.REQUEST) for name, url in servers.items()}
+    seen = await demos.watch(show, requests)
+    figures = {name: demos.latency_figures(observations) for name, observations in seen.items()}
+    for name, url in servers.items():
+        with show.busy(f"{name}: a second client, and one who leaves"):
+            figures[name] |= await second_client(url)
+            figures[name]["passes"] = len(seen[name][0].measurement.token_ids)
+            leaving_after = seen[name][0].measurement.e2el / 4
+            spent = await demos.passes_for_a_client_who_leaves(url, demos.REQUEST, leaving_after)
+            figures[name]["passes_after_leaving"] = spent
+    show.conclude(DEMO_ROWS, figures, seen)
+
+
+async def second_client(url: str) -> demos.Figures:
+    """A short question, asked of an idle server and then just after somebody else's long one."""
+    question: demos.Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10}
+    async with Client(url) as client:
+        alone = await client.generate(**question)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(client.generate(**demos.REQUEST))
+            await asyncio.sleep(0.02)
+            second = both.create_task(client.generate(**question))
+    return {"second_alone_ms": 1000 * alone.e2el, "second_beside_ms": 1000 * second.result().e2el}
 
 
 def main() -> None:

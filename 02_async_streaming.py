@@ -38,6 +38,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import format_sse_event
 
+from ladder import demos
 from ladder.cli import DemoOptions, ServerConfig, parse
 from ladder.engine import Engine as AnyEngine
 from ladder.engine import ServerStopping
@@ -59,9 +60,20 @@ END = None
 """What the worker returns in place of StopIteration, which cannot pass through a future."""
 
 
+DEMO_ROWS = {
+    "first_token_ms": "first visible token",
+    "complete_ms": "complete text",
+    "health_median_ms": "/health meanwhile, median",
+    "health_p95_ms": "/health meanwhile, 95 %",
+    "health_worst_ms": "/health meanwhile, worst",
+    "passes": "forward passes, whole text",
+    "passes_after_leaving": "forward passes, client left at 1/4",
+}
+
+
 @dataclass(frozen=True)
 class Config(ServerConfig):
-    pass
+    """Nothing but the flags that every rung has."""
 
 
 class Engine:
@@ -189,7 +201,29 @@ def create_app(engine: AnyEngine, title: str = "Rung 02: async streaming") -> Fa
     return app
 
 
-def demo(config: Config, options: DemoOptions) -> None: ...
+def demo(config: Config, options: DemoOptions) -> None:
+    """The same prompt to rung 01 and to this one, and what a client of each sees."""
+    show = demos.Show("Rung 02: tokens stream out as they come, and the server stays awake", config, options)
+    rungs = [(script, config.flags()) for script in ("01_flask_blocking.py", "02_async_streaming.py")]
+    with show.starting(*rungs) as (blocking, streaming):
+        asyncio.run(compare(show, blocking, streaming))
+
+
+async def compare(show: demos.Show, blocking: str, streaming: str) -> None:
+    requests = {
+        "01": (blocking, demos.REQUEST),
+        "02, stream: false": (streaming, demos.REQUEST),
+        "02, stream: true": (streaming, {**demos.REQUEST, "stream": True}),
+    }
+    seen = await demos.watch(show, requests)
+    figures = {name: demos.latency_figures(observations) for name, observations in seen.items()}
+    leaving_after = seen["01"][0].measurement.e2el / 4
+    with show.busy("now the client leaves after a quarter of the time"):
+        for name, (url, request) in requests.items():
+            figures[name]["passes"] = len(seen[name][0].measurement.token_ids)
+            spent = await demos.passes_for_a_client_who_leaves(url, request, leaving_after)
+            figures[name]["passes_after_leaving"] = spent
+    show.conclude(DEMO_ROWS, figures, seen)
 
 
 def main() -> None:
