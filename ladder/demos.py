@@ -61,8 +61,8 @@ async def passes_for_a_client_who_leaves(url: str, request: Request, after: floa
 async def watch(show: Show, requests: Mapping[str, tuple[str, Request]]) -> dict[str, list[Observation]]:
     """Send one request after the other, the first time for all to see, then again for the medians."""
     with show.busy("warming up"):
-        for url in {url for url, _ in requests.values()}:
-            await warm_up(url)
+        for url, request in requests.values():
+            await warm_up(url, request)
     seen: dict[str, list[Observation]] = {}
     with show.lanes(*requests) as lanes:
         for lane, (name, (url, request)) in zip(lanes, requests.items(), strict=True):
@@ -76,10 +76,10 @@ async def watch(show: Show, requests: Mapping[str, tuple[str, Request]]) -> dict
     return seen
 
 
-async def warm_up(url: str) -> None:
-    """The first request of a process pays for memory and code that later ones find ready."""
+async def warm_up(url: str, request: Request) -> None:
+    """The first request of its kind pays for memory and code that later ones find ready."""
     async with Client(url) as client:
-        await client.generate("Hello!", max_tokens=4)
+        await client.generate(**{**request, "max_tokens": 4})
 
 
 def rounds_for(seconds: float) -> int:
