@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,12 +66,35 @@ class RungProcess:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off to the end of the block.
+
+    Between the moment when a process starts and the one when we have noted it, they would leave it an
+    orphan. Python lets only its main thread handle signals, so only there anything can happen.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    for number in arrived:
+        signal.raise_signal(number)
+
+
+@contextmanager
 def running_rungs(*commands: tuple[str, Sequence[str]]) -> Iterator[list[str]]:
     """Start several rungs side by side; yield their addresses; end them whatever happens."""
     processes: list[RungProcess] = []
     try:
         for script, flags in commands:
-            processes.append(RungProcess(script, flags))
+            with undisturbed():
+                processes.append(RungProcess(script, flags))
         yield [process.wait_ready() for process in processes]
     finally:
         for process in processes:

@@ -190,11 +190,12 @@ class RandomWeights(Mapping[str, Tensor]):
     the speed of a matrix product does not depend on what is in the matrix.
     """
 
-    POOL = 4_194_301  # a prime, so that no two rows of a matrix start at the same place in it
+    POOL = 16_777_213  # a prime, so that no two rows of a matrix start at the same place in it
 
     def __init__(self, architecture: Architecture, query_key_norm: bool) -> None:
         self._shapes = checkpoint_shapes(architecture, query_key_norm)
-        self._pool = torch.randn(self.POOL, generator=torch.Generator().manual_seed(0)) * 0.02
+        pool = torch.randn(self.POOL, generator=torch.Generator().manual_seed(0)) * 0.02
+        self._pool = pool.repeat(2)
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
@@ -202,7 +203,8 @@ class RandomWeights(Mapping[str, Tensor]):
             return torch.ones(shape)
         size = shape[0] * shape[1]
         offset = hash_of(name) % self.POOL
-        return self._pool.roll(offset).repeat(size // self.POOL + 1)[:size].view(shape)
+        pool = self._pool if size <= self.POOL else self._pool.repeat(size // (2 * self.POOL) + 2)
+        return pool[offset : offset + size].view(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -130,14 +130,12 @@ class KVCache:
         self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
         self.lengths[target], self.lengths[source] = length, 0
 
-    def rows(self, layer: int, slots: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of these slots, each [len(slots), kv_heads, length, head_dim]."""
+    @staticmethod
+    def selection(slots: Sequence[int]) -> slice | list[int]:
+        """The cheapest index for these slots: a slice, which is a view, if they lie in a row."""
         first, last = slots[0], slots[-1]
-        if list(slots) == list(range(first, last + 1)):
-            keys, values = self.data[layer, :, first : last + 1, :, :length]
-        else:
-            keys, values = self.data[layer, :, list(slots), :, :length]
-        return keys, values
+        adjacent = list(slots) == list(range(first, last + 1))
+        return slice(first, last + 1) if adjacent else list(slots)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Step:
     """What every layer of one forward pass shares."""
 
     cache: KVCache
-    slots: Sequence[int]
+    selection: slice | list[int]  # the slots that take part
     length: int  # how far into the slots the longest row reads
     targets: Tensor  # where the new keys and values go, as rows of the flattened cache
     cosine: Tensor  # [batch, tokens, 1, head_dim]
@@ -243,7 +241,7 @@ class Decoder:
             mask = mask.repeat(1, self._group, 1).unsqueeze(1)
         return Step(
             cache=cache,
-            slots=slots,
+            selection=cache.selection(slots),
             length=length,
             targets=self._write_targets(cache, slots, positions),
             cosine=self.cosine[positions].unsqueeze(2),
@@ -282,7 +280,7 @@ class Decoder:
         step.cache.data[index].view(-1, shape.head_dim).index_copy_(
             0, step.targets, key_value.view(-1, shape.head_dim)
         )
-        keys, values = step.cache.rows(index, step.slots, step.length)
+        keys, values = step.cache.data[index, :, step.selection, :, : step.length]
         # Query heads that share a key head stand in the place of extra query tokens: grouped-query
         # attention without a repeated copy of keys and values. [batch, kv_heads, group × tokens, head_dim]
         query = query_key[:, :, : shape.heads].transpose(1, 2)

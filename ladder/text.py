@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Protocol
 
 from tokenizers import Tokenizer as Backend
@@ -37,12 +36,12 @@ class ByteLevelDetokenizer:
     replaces bytes that can never become one.
     """
 
-    def __init__(self, token_bytes: dict[int, bytes]) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._token_bytes.get(token_id, b""))
+        return self._decoder.decode(self._token_bytes(token_id))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -80,14 +79,19 @@ class WindowDetokenizer:
         return piece
 
 
-@dataclass(frozen=True)
 class Tokenizer:
     """The part of a tokenizer that a server needs, on top of the `tokenizers` library.
 
-    It keeps no state, so any thread may use it.
+    It keeps nothing about any text, so any thread may use it.
     """
 
-    backend: Backend
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        # No token stands for more characters than this, which bounds a text's tokens from its length.
+        self.longest_token = max(len(token) for token in backend.get_vocab())
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.backend.encode(text).ids
@@ -99,21 +103,15 @@ class Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         if isinstance(self.backend.decoder, decoders.ByteLevel):
-            return ByteLevelDetokenizer(self._token_bytes)
+            return ByteLevelDetokenizer(self.token_bytes)
         return WindowDetokenizer(self.backend)
 
-    @cached_property
-    def longest_token(self) -> int:
-        """No token stands for more characters than this: bounds a text's tokens from its length."""
-        return max(len(token) for token in self.backend.get_vocab())
-
-    @cached_property
-    def _token_bytes(self) -> dict[int, bytes]:
-        """Each token's bytes by its id, without the special tokens, which are never shown."""
-        added = self.backend.get_added_tokens_decoder()
-        special = {token_id for token_id, token in added.items() if token.special}
-        vocabulary = self.backend.get_vocab()
-        return {i: byte_level_bytes(token) for token, i in vocabulary.items() if i not in special}
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of a token of a byte-level vocabulary; special tokens are never shown."""
+        if token_id not in self._bytes:
+            token = "" if token_id in self._special_ids else self.backend.id_to_token(token_id) or ""
+            self._bytes[token_id] = byte_level_bytes(token)
+        return self._bytes[token_id]
 
 
 def byte_level_alphabet() -> dict[str, int]:

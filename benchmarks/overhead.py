@@ -1,0 +1,114 @@
+"""What does the server cost? The bare model loop against the same work through HTTP, alternately.
+
+    python -m benchmarks.overhead [--rung 02_async_streaming.py] [--model random:smollm2-135m] [--rounds 15]
+
+Two figures, each a ratio of medians on an idle server:
+
+    TTFT        time to first token through HTTP / prefill and sampling in a loop without a server
+    tokens/s    streamed through HTTP / the bare decode loop
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.results_file import write_result
+from ladder.client import Client, median
+from ladder.errors import errors_in_one_line
+from ladder.launch import running_rungs
+from ladder.loading import Model, load_model
+from ladder.sampling import SamplingBatch, SamplingSettings, sample
+
+PROMPT_TOKENS = OUTPUT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    first_token: float  # seconds
+    tokens_per_second: float  # after the first token
+
+
+def prompt_of(model: Model, tokens: int) -> str:
+    """A prompt of exactly so many tokens."""
+    prompt = " a" * tokens
+    assert len(model.tokenizer.encode(prompt)) == tokens
+    return prompt
+
+
+def run_bare(model: Model, prompt_ids: list[int]) -> Run:
+    """Prefill, decode, sample: what is left of a server when everything else is taken away."""
+    greedy = SamplingBatch([SamplingSettings()])
+    started = time.perf_counter()
+    cache = model.decoder.new_cache(slots=1, context=PROMPT_TOKENS + OUTPUT_TOKENS)
+    token = int(sample(model.decoder.prefill(cache, [0], [prompt_ids]), greedy, [0]))
+    first = time.perf_counter()
+    for count in range(1, OUTPUT_TOKENS):
+        token = int(sample(model.decoder.decode(cache, [0], [token]), greedy, [count]))
+    return Run(first - started, (OUTPUT_TOKENS - 1) / (time.perf_counter() - first))
+
+
+async def run_http(client: Client, prompt: str) -> Run:
+    answer = await client.generate(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True)
+    assert len(answer.token_times) == OUTPUT_TOKENS
+    return Run(answer.ttft, (OUTPUT_TOKENS - 1) / (answer.token_times[-1] - answer.token_times[0]))
+
+
+async def alternate(model: Model, url: str, rounds: int, console: Console) -> tuple[list[Run], list[Run]]:
+    """The two take turns, so that a machine whose speed drifts does so for both."""
+    prompt = prompt_of(model, PROMPT_TOKENS)
+    prompt_ids = model.tokenizer.encode(prompt)
+    bare, http = [], []
+    async with Client(url) as client:
+        for number in track(range(rounds + 1), description="measuring", console=console, transient=True):
+            pair = run_bare(model, prompt_ids), await run_http(client, prompt)
+            if number > 0:  # the first pair is the warm-up
+                bare.append(pair[0])
+                http.append(pair[1])
+    return bare, http
+
+
+def report(console: Console, bare: Sequence[Run], http: Sequence[Run]) -> dict[str, float]:
+    first = [median([run.first_token for run in runs]) * 1000 for runs in (bare, http)]
+    speed = [median([run.tokens_per_second for run in runs]) for runs in (bare, http)]
+    table = Table("", "bare loop", "through HTTP", "ratio")
+    table.add_row(
+        "time to first token", *(f"{value:.1f} ms" for value in first), f"{first[1] / first[0]:.3f}"
+    )
+    table.add_row("tokens/s after it", *(f"{value:.1f}" for value in speed), f"{speed[1] / speed[0]:.3f}")
+    console.print(table)
+    return {"first_token_ratio": first[1] / first[0], "tokens_per_second_ratio": speed[1] / speed[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rung", default="02_async_streaming.py")
+    parser.add_argument("--model", default="random:smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    console = Console()
+    with errors_in_one_line("benchmarks.overhead"):
+        model = load_model(options.model)
+        with running_rungs((options.rung, ["--model", options.model])) as (url,):
+            bare, http = asyncio.run(alternate(model, url, options.rounds, console))
+    ratios = report(console, bare, http)
+    flags = f"--rung {options.rung} --model {options.model} --rounds {options.rounds}"
+    samples = {"bare": [vars(run) for run in bare], "http": [vars(run) for run in http]}
+    threads = {"threads": torch.get_num_threads(), "dtype": str(model.decoder.dtype).removeprefix("torch.")}
+    file = write_result(
+        "overhead", f"python -m benchmarks.overhead {flags}", {**threads, **ratios, "samples": samples}
+    )
+    console.print(f"raw samples: {os.path.relpath(file)}")
+
+
+if __name__ == "__main__":
+    main()

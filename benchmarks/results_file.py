@@ -1,0 +1,29 @@
+"""Writing a result so that it can be trusted later: with the machine, the command and the commit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ladder.machine import describe_machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_result(name: str, command: str, result: dict[str, Any]) -> Path:
+    file = RESULTS / f"{name}.json"
+    head = {"command": command, "commit": commit(), "machine": describe_machine()}
+    file.write_text(json.dumps({**head, **result}, indent=2) + "\n")
+    return file
+
+
+def commit() -> str:
+    """The commit that was measured, marked if the tree differs from it by more than results."""
+    return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "*.py") else "")
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,88 @@
+"""Every demo starts its servers, measures, shows what it measured, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladder.launch import ROOT
+
+RUNGS = sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py"))
+
+
+def run_demo(rung: str, *flags: str) -> str:
+    """What the demo prints; it must succeed and complain about nothing."""
+    command = [sys.executable, rung, "--demo", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Each demo's JSON, and the plot that it drew in the same run."""
+    folder = tmp_path_factory.mktemp("plots")
+    results = {}
+    for rung in RUNGS:
+        plot = folder / f"{rung}.svg"
+        results[rung] = {**json.loads(run_demo(rung, "--json", "--plot", str(plot))), "plot": plot}
+    return results
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_json_has_the_figures_and_how_they_were_measured(figures: dict[str, Any], rung: str) -> None:
+    result = figures[rung]
+    assert result["machine"]["cores"] >= 1
+    assert result["command"].startswith(f"python {rung} --demo --json")
+    for column in result["figures"].values():
+        assert all(value >= 0 for value in column.values())
+        assert column["first_token_ms"] <= column["complete_ms"]
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_plot_is_a_picture_of_every_column(figures: dict[str, Any], rung: str) -> None:
+    drawing: Path = figures[rung]["plot"]
+    text = drawing.read_text()
+    for column in figures[rung]["figures"]:
+        assert f"<!-- {column} -->" in text
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_the_terminal_shows_a_table_of_every_column(figures: dict[str, Any], rung: str) -> None:
+    shown = run_demo(rung)
+    for column in figures[rung]["figures"]:
+        assert column in shown
+    assert f"python {rung} --demo" in shown
+
+
+def test_rung_01_works_on_for_a_client_who_left(figures: dict[str, Any]) -> None:
+    for column in figures["01_flask_blocking.py"]["figures"].values():
+        assert column["first_token_ms"] == column["complete_ms"]
+        assert column["passes_after_leaving"] == column["passes"]
+
+
+def test_rung_02_shows_the_first_token_early_and_stops_for_a_client_who_left(figures: dict[str, Any]) -> None:
+    columns = figures["02_async_streaming.py"]["figures"]
+    assert columns["02, stream: true"]["first_token_ms"] < columns["02, stream: true"]["complete_ms"]
+    assert columns["02, stream: false"]["first_token_ms"] == columns["02, stream: false"]["complete_ms"]
+    for name, column in columns.items():
+        assert (column["passes_after_leaving"] == column["passes"]) == (name == "01")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_demo_that_is_ended_ends_its_servers(number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "02_async_streaming.py", "--demo"]
+    demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+    while len(servers := children.read_text().split()) < 2:
+        assert demo.poll() is None
+    demo.send_signal(number)
+    _, errors = demo.communicate()
+    assert (demo.returncode, errors) == (status, "")
+    assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
