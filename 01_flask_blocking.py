@@ -62,44 +62,32 @@ class Config(ServerConfig):
     workers: int = option(1, "threads that answer requests, /health included", whole_number(1))
 
 
-DEMO_ROWS = {
-    "first_token_ms": "first visible token",
-    "complete_ms": "complete text",
-    "health_median_ms": "/health meanwhile, median",
-    "health_p95_ms": "/health meanwhile, 95 %",
-    "health_worst_ms": "/health meanwhile, worst",
-    "second_alone_ms": "short question, asked alone",
-    "second_beside_ms": "short question behind a long one",
-    "passes": "forward passes, whole text",
-    "passes_after_leaving": "forward passes, client left at 1/4",
-}
-
-
 class Engine:
     """Turns one request into one text, and returns when all of it is there."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.entered = self.running = self.steps = self.tokens = 0
-        # A forward pass already uses every core, so that workers take turns with the model.
+        self.active: set[Sequence] = set()
+        self.steps = 0
+        # A forward pass already uses every core, so workers take turns with the model, text by text.
         self.turn = threading.Lock()
 
     def generate(self, request: GenerateRequest) -> GenerateResponse:
         started = time.perf_counter()
         sequence = Sequence(self.model, request)
-        with self.turn:
-            self.running = 1
-            try:
+        self.active.add(sequence)
+        try:
+            with self.turn:
                 events = self.prefill_and_decode(sequence)
-            finally:
-                self.running = 0
+        finally:
+            self.active.discard(sequence)
         return to_response(sequence, events, started)
 
     def prefill_and_decode(self, sequence: Sequence) -> list[TokenEvent]:
         """The loop at the bottom of every LLM server."""
         decoder = self.model.decoder
-        cache = decoder.new_cache(slots=1, context=sequence.size)
         started = time.perf_counter()
+        cache = decoder.new_cache(slots=1, context=sequence.size)
         logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
         self.steps += 1
         events = [sequence.append(sample_one(sequence, logits), started)]
@@ -111,11 +99,12 @@ class Engine:
         return events
 
     def health(self) -> Health:
+        running = int(self.turn.locked())
         return Health(
             rung="01",
             model=self.model.name,
-            running=self.running,
-            waiting=0,
+            running=running,
+            waiting=max(0, len(self.active) - running),
             steps=self.steps,
             tokens=self.steps,
             pid=os.getpid(),
@@ -172,11 +161,14 @@ async def suffer(show: demos.Show, servers: dict[str, str]) -> None:
     for name, url in servers.items():
         with show.busy(f"{name}: a second client, and one who leaves"):
             figures[name] |= await second_client(url)
-            figures[name]["passes"] = len(seen[name][0].measurement.token_ids)
-            leaving_after = seen[name][0].measurement.e2el / 4
-            spent = await demos.passes_for_a_client_who_leaves(url, demos.REQUEST, leaving_after)
-            figures[name]["passes_after_leaving"] = spent
-    show.conclude(DEMO_ROWS, figures, seen)
+            figures[name] |= await demos.leaving_figures(url, demos.REQUEST, seen[name])
+    show.conclude(demos.LATENCY_ROWS | SECOND_CLIENT_ROWS | demos.LEAVING_ROWS, figures, seen)
+
+
+SECOND_CLIENT_ROWS = {
+    "second_alone_ms": "short question, asked alone",
+    "second_beside_ms": "short question behind a long one",
+}
 
 
 async def second_client(url: str) -> demos.Figures:

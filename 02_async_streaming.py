@@ -10,9 +10,9 @@ have left. Three changes mend that:
 - Every token is sent at once as a *server-sent event*, a line that begins with "data: ". When the client
   goes away the loop is told, and the generator is closed: no further step is run.
 
-    event loop    POST ──▶ ╶┐      ┌▶ data: {"token": " The"}     ┌▶ data: {"token": " fox"} ... data: [DONE]
-                            │      │╶┐  /health ──▶ ok            │╶┐  /health ──▶ ok
-    worker                  └ prefill └ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ decode  └ ─ ─ ─ ─ ─ ─ ─ decode ...
+    client       POST ─▶         ◀─ " The"        ◀─ " fox"        ◀─ ...        ◀─ [DONE]
+    event loop      │   /health ok  │   /health ok  │   /health ok
+    worker          └─── prefill ───┴─── decode ────┴─── decode ─── ...
 
     python 02_async_streaming.py --demo
     python 02_async_streaming.py
@@ -56,24 +56,14 @@ from ladder.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateRe
 from ladder.sequence import Sequence, sample_one, to_response
 from ladder.server import prepare, serve_asgi
 
-END = None
-"""What the worker returns in place of StopIteration, which cannot pass through a future."""
-
-
-DEMO_ROWS = {
-    "first_token_ms": "first visible token",
-    "complete_ms": "complete text",
-    "health_median_ms": "/health meanwhile, median",
-    "health_p95_ms": "/health meanwhile, 95 %",
-    "health_worst_ms": "/health meanwhile, worst",
-    "passes": "forward passes, whole text",
-    "passes_after_leaving": "forward passes, client left at 1/4",
-}
-
 
 @dataclass(frozen=True)
 class Config(ServerConfig):
     """Nothing but the flags that every rung has."""
+
+
+END = None
+"""What the worker returns in place of StopIteration, which cannot pass through a future."""
 
 
 class Engine:
@@ -94,8 +84,8 @@ class Engine:
     def tokens(self, sequence: Sequence) -> Generator[TokenEvent]:
         """Rung 01's loop, with `yield` where that one collected. Each `next` is one forward pass."""
         decoder = self.model.decoder
-        cache = decoder.new_cache(slots=1, context=sequence.size)
         started = time.perf_counter()
+        cache = decoder.new_cache(slots=1, context=sequence.size)
         logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
         self.steps += 1
         yield sequence.append(sample_one(sequence, logits), started)
@@ -217,13 +207,10 @@ async def compare(show: demos.Show, blocking: str, streaming: str) -> None:
     }
     seen = await demos.watch(show, requests)
     figures = {name: demos.latency_figures(observations) for name, observations in seen.items()}
-    leaving_after = seen["01"][0].measurement.e2el / 4
     with show.busy("now the client leaves after a quarter of the time"):
         for name, (url, request) in requests.items():
-            figures[name]["passes"] = len(seen[name][0].measurement.token_ids)
-            spent = await demos.passes_for_a_client_who_leaves(url, request, leaving_after)
-            figures[name]["passes_after_leaving"] = spent
-    show.conclude(DEMO_ROWS, figures, seen)
+            figures[name] |= await demos.leaving_figures(url, request, seen[name])
+    show.conclude(demos.LATENCY_ROWS | demos.LEAVING_ROWS, figures, seen)
 
 
 def main() -> None:

@@ -16,13 +16,15 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.results_file import write_result
+from benchmarks.results_file import RESULTS, write_result
+from ladder.cli import whole_number
 from ladder.client import Client, median
 from ladder.errors import errors_in_one_line
 from ladder.launch import running_rungs
@@ -91,23 +93,25 @@ def report(console: Console, bare: Sequence[Run], http: Sequence[Run]) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rung", default="02_async_streaming.py")
-    parser.add_argument("--model", default="random:smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rung", default="02_async_streaming.py", help="default: %(default)s")
+    parser.add_argument("--model", default="random:smollm2-135m", help="default: %(default)s")
+    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "overhead.json", help="file for the samples")
     options = parser.parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.overhead"):
         model = load_model(options.model)
         with running_rungs((options.rung, ["--model", options.model])) as (url,):
             bare, http = asyncio.run(alternate(model, url, options.rounds, console))
-    ratios = report(console, bare, http)
     flags = f"--rung {options.rung} --model {options.model} --rounds {options.rounds}"
-    samples = {"bare": [vars(run) for run in bare], "http": [vars(run) for run in http]}
-    threads = {"threads": torch.get_num_threads(), "dtype": str(model.decoder.dtype).removeprefix("torch.")}
-    file = write_result(
-        "overhead", f"python -m benchmarks.overhead {flags}", {**threads, **ratios, "samples": samples}
-    )
-    console.print(f"raw samples: {os.path.relpath(file)}")
+    result = {
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.decoder.dtype).removeprefix("torch."),
+        **report(console, bare, http),
+        "samples": {"bare": [vars(run) for run in bare], "http": [vars(run) for run in http]},
+    }
+    write_result(options.output, f"python -m benchmarks.overhead {flags}", result)
+    console.print(f"raw samples: {os.path.relpath(options.output)}")
 
 
 if __name__ == "__main__":

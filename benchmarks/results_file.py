@@ -12,11 +12,9 @@ from ladder.machine import describe_machine
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_result(name: str, command: str, result: dict[str, Any]) -> Path:
-    file = RESULTS / f"{name}.json"
+def write_result(file: Path, command: str, result: dict[str, Any]) -> None:
     head = {"command": command, "commit": commit(), "machine": describe_machine()}
     file.write_text(json.dumps({**head, **result}, indent=2) + "\n")
-    return file
 
 
 def commit() -> str:

@@ -83,8 +83,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
-    for number in arrived:
-        signal.raise_signal(number)
+    for late in arrived:
+        signal.raise_signal(late)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from flask import Flask
+from rich.console import Console
 from waitress.server import create_server
 
 from ladder.cli import ServerConfig
@@ -31,7 +32,8 @@ def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
     listener = listen(config.host, config.port)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return load_model(config.model, config.dtype, config.device), listener
+    with Console(stderr=True).status(f"loading {config.model}"):
+        return load_model(config.model, config.dtype, config.device), listener
 
 
 def listen(host: str, port: int) -> socket.socket:

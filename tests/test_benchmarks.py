@@ -1,0 +1,28 @@
+"""Every benchmark runs, prints its ratios, and writes samples that name where they come from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from ladder.launch import ROOT
+
+
+def test_overhead(tmp_path: Path) -> None:
+    output = tmp_path / "overhead.json"
+    command = [sys.executable, "-m", "benchmarks.overhead", "--model", "tiny", "--rounds", "2"]
+    done = subprocess.run(
+        [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(output.read_text())
+    assert len(result["samples"]["bare"]) == len(result["samples"]["http"]) == 2
+    assert f"{result['first_token_ratio']:.3f}" in done.stdout
+    assert f"{result['tokens_per_second_ratio']:.3f}" in done.stdout
+    assert (
+        result["command"]
+        == "python -m benchmarks.overhead --rung 02_async_streaming.py --model tiny --rounds 2"
+    )
+    assert result["machine"]["cores"] >= 1
