@@ -40,8 +40,7 @@ from fastapi.sse import format_sse_event
 
 from ladder import demos
 from ladder.cli import DemoOptions, ServerConfig, parse
-from ladder.engine import Engine as AnyEngine
-from ladder.engine import ServerStopping
+from ladder.engine import ServerStopping, StreamingEngine
 from ladder.errors import errors_in_one_line
 from ladder.http import (
     CLIENT_CLOSED_REQUEST,
@@ -129,7 +128,7 @@ class Engine:
         )
 
 
-async def stream(engine: AnyEngine, sequence: Sequence) -> AsyncGenerator[bytes]:
+async def stream(engine: StreamingEngine, sequence: Sequence) -> AsyncGenerator[bytes]:
     """A request as server-sent events, with exactly one last event: [DONE], or an error."""
     try:
         async with aclosing(engine.generate(sequence)) as events:
@@ -142,7 +141,7 @@ async def stream(engine: AnyEngine, sequence: Sequence) -> AsyncGenerator[bytes]
         yield format_sse_event(event="error", data_str=ErrorBody.of(error).model_dump_json())
 
 
-async def collect(engine: AnyEngine, sequence: Sequence, request: Request) -> list[TokenEvent] | None:
+async def collect(engine: StreamingEngine, sequence: Sequence, request: Request) -> list[TokenEvent] | None:
     """All events of a request; or None, and no more work done, as soon as its client has left."""
 
     async def everything() -> list[TokenEvent]:
@@ -162,7 +161,7 @@ async def collect(engine: AnyEngine, sequence: Sequence, request: Request) -> li
         leaving.cancel()
 
 
-def create_app(engine: AnyEngine, title: str = "Rung 02: async streaming") -> FastAPI:
+def create_app(engine: StreamingEngine, title: str = "Rung 02: async streaming") -> FastAPI:
     """The web side. Later rungs put their engines behind this same function."""
     app = FastAPI(title=title, max_body_size=MAX_BODY_BYTES)
     answer_errors_in_our_shape(app)

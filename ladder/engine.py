@@ -16,7 +16,7 @@ class ServerStopping(Exception):
         super().__init__("the server is stopping; send the request again in a while")
 
 
-class Engine(Protocol):
+class StreamingEngine(Protocol):
     def prepare(self, request: GenerateRequest) -> Sequence:
         """Tokenize and check, before anything is answered; raises `RequestError`."""
         ...

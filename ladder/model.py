@@ -167,6 +167,7 @@ class Step:
     cache: KVCache
     selection: slice | list[int]  # the slots that take part
     length: int  # how far into the slots the longest row reads
+    kept: Tensor | None  # which of the new tokens are real, batch × tokens; None where none is padding
     targets: Tensor  # where the new keys and values go, as rows of the flattened cache
     cosine: Tensor  # [batch, tokens, 1, head_dim]
     sine: Tensor
@@ -197,7 +198,7 @@ class Decoder:
         """Append to each slot its chunk of a prompt; return the logits after each, [batch, vocabulary].
 
         A slot continues where it stands, so a long prompt can come in several chunks. Shorter
-        chunks are padded on the right; the padding is overwritten by what the slot gets next.
+        chunks are padded on the right; the padding is computed, but never written to a slot.
         """
         counts = [len(chunk) for chunk in chunks]
         width = max(counts)
@@ -211,7 +212,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _forward(self, cache: KVCache, slots: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        step = self._plan(cache, slots, tokens.shape[1])
+        step = self._plan(cache, slots, counts)
         x = F.embedding(tokens, self.embedding)  # [batch, tokens, hidden]
         for index, layer in enumerate(self.layers):
             x = x + self._attend(step, index, layer, self._normalize(x, layer.attention_norm))
@@ -224,14 +225,23 @@ class Decoder:
             cache.lengths[slot] += count
         return logits
 
-    def _plan(self, cache: KVCache, slots: Sequence[int], width: int) -> Step:
+    def _plan(self, cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> Step:
         """Work out once a step what all layers need: positions, write targets, rotation, mask."""
+        width = max(counts)
         starts = [cache.lengths[slot] for slot in slots]
-        length = max(starts) + width
+        length = max(start + count for start, count in zip(starts, counts, strict=True))
         if length > cache.context:
             raise ValueError(f"{length} tokens do not fit a slot of {cache.context}")
         start = torch.tensor(starts, device=self.device)
-        positions = start[:, None] + torch.arange(width, device=self.device)  # [batch, tokens]
+        offsets = torch.arange(width, device=self.device)
+        # [batch, tokens]; padding may lie beyond the longest row, where there is nothing to look up.
+        positions = (start[:, None] + offsets).clamp_(max=length - 1)
+        targets = self._write_targets(cache, slots, positions)
+        kept = None
+        if min(counts) < width:
+            real = offsets < torch.tensor(counts, device=self.device)[:, None]
+            kept = real.flatten().nonzero().squeeze(1)
+            targets = targets[kept]
         mask = None
         if width > 1 or min(starts) != max(starts):
             unseen = torch.arange(length, device=self.device) > positions[..., None]
@@ -243,7 +253,8 @@ class Decoder:
             cache=cache,
             selection=cache.selection(slots),
             length=length,
-            targets=self._write_targets(cache, slots, positions),
+            kept=kept,
+            targets=targets.flatten(),
             cosine=self.cosine[positions].unsqueeze(2),
             sine=self.sine[positions].unsqueeze(2),
             mask=mask,
@@ -254,14 +265,14 @@ class Decoder:
         return self.architecture.heads // self.architecture.kv_heads
 
     def _write_targets(self, cache: KVCache, slots: Sequence[int], positions: Tensor) -> Tensor:
-        """For each new token, its key rows then its value rows, as indices into one layer's rows."""
+        """For each new token its key rows, then its value rows, as indices into one layer's rows."""
         kv_heads = self.architecture.kv_heads
         slot = torch.tensor(slots, device=self.device)
         heads = torch.arange(kv_heads, device=self.device)
         keys = (slot[:, None] * kv_heads + heads) * cache.context  # [batch, kv_heads]
         keys = keys[:, None, :] + positions[..., None]  # [batch, tokens, kv_heads]
         values = keys + len(cache.lengths) * kv_heads * cache.context
-        return torch.cat((keys, values), dim=-1).flatten()
+        return torch.cat((keys, values), dim=-1).flatten(0, 1)
 
     def _attend(self, step: Step, index: int, layer: Layer, x: Tensor) -> Tensor:
         shape = self.architecture
@@ -277,9 +288,9 @@ class Decoder:
         query_key = torch.addcmul(query_key * step.cosine, swapped, step.sine)
 
         key_value = torch.cat((query_key[:, :, shape.heads :], projected[:, :, rotated:]), dim=2)
-        step.cache.data[index].view(-1, shape.head_dim).index_copy_(
-            0, step.targets, key_value.view(-1, shape.head_dim)
-        )
+        new = key_value if step.kept is None else key_value.flatten(0, 1)[step.kept]
+        rows = step.cache.data[index].view(-1, shape.head_dim)
+        rows.index_copy_(0, step.targets, new.view(-1, shape.head_dim))
         keys, values = step.cache.data[index, :, step.selection, :, : step.length]
         # Query heads that share a key head stand in the place of extra query tokens: grouped-query
         # attention without a repeated copy of keys and values. [batch, kv_heads, group × tokens, head_dim]
