@@ -37,6 +37,7 @@ from typing import Any
 import flask
 from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
 
 from ladder import demos
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
@@ -135,8 +136,11 @@ def create_app(engine: Engine) -> flask.Flask:
         return {"detail": error.details}, 422
 
     @app.errorhandler(HTTPException)
-    def other(error: HTTPException) -> tuple[dict[str, Any], int]:
-        return {"detail": error.description}, error.code or 500
+    def other(error: HTTPException) -> Response:
+        response = error.get_response()
+        response.data = flask.json.dumps({"detail": error.description})
+        response.content_type = "application/json"
+        return response
 
     @app.errorhandler(Exception)
     def engine_failed(error: Exception) -> tuple[dict[str, Any], int]:

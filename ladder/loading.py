@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ladder.errors import UserError
-from ladder.model import Architecture, Decoder, UnsupportedModelError, build_decoder
+from ladder.model import Architecture, Decoder, UnsupportedModelError, build_decoder, checkpoint_shapes
 from ladder.text import Tokenizer
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -128,13 +128,15 @@ def load_directory(name: str, directory: Path, dtype: torch.dtype, device: torch
 def check_model_type(name: str, directory: Path) -> None:
     """Refuse what is no model before transformers tries, so that the reason is the real one."""
     try:
-        json.loads((directory / "config.json").read_bytes())
+        config = json.loads((directory / "config.json").read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"model {name!r}: no config.json in that directory; was it saved by save_pretrained?"
         ) from None
     except ValueError as error:
         raise UserError(f"model {name!r}: config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"model {name!r}: config.json is not a JSON object")
 
 
 def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
@@ -159,7 +161,10 @@ def stop_ids(directory: Path, config: Any) -> frozenset[int]:
     value = config.eos_token_id
     generation = directory / "generation_config.json"
     if generation.is_file():
-        value = json.loads(generation.read_bytes()).get("eos_token_id", value)
+        try:
+            value = json.loads(generation.read_bytes()).get("eos_token_id", value)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{generation} is not a JSON object: {error}") from error
     if value is None:
         return frozenset()
     return frozenset([value] if isinstance(value, int) else value)
@@ -216,35 +221,6 @@ class RandomWeights(Mapping[str, Tensor]):
 def hash_of(text: str) -> int:
     """The same in every process, which Python's own `hash` of a string is not."""
     return int.from_bytes(sha256(text.encode()).digest()[:8])
-
-
-def checkpoint_shapes(architecture: Architecture, query_key_norm: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint without biases, as transformers would save it."""
-    hidden, intermediate = architecture.hidden, architecture.intermediate
-    query, key = architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (query, hidden),
-        "self_attn.k_proj": (key, hidden),
-        "self_attn.v_proj": (key, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (intermediate, hidden),
-        "mlp.up_proj": (intermediate, hidden),
-        "mlp.down_proj": (hidden, intermediate),
-    }
-    if query_key_norm:
-        layer |= {f"self_attn.{part}_norm": (architecture.head_dim,) for part in "qk"}
-    shapes: dict[str, tuple[int, ...]] = {
-        f"model.layers.{index}.{name}.weight": shape
-        for index in range(architecture.layers)
-        for name, shape in layer.items()
-    }
-    shapes["model.embed_tokens.weight"] = (architecture.vocabulary, hidden)
-    shapes["model.norm.weight"] = (hidden,)
-    if not architecture.tied_head:
-        shapes["lm_head.weight"] = (architecture.vocabulary, hidden)
-    return shapes
 
 
 def random_tokenizer(vocabulary: int) -> Tokenizer:

@@ -326,14 +326,48 @@ def rotation_tables(
     )
 
 
+def checkpoint_shapes(architecture: Architecture, query_key_norm: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint without biases, as transformers would save it."""
+    hidden, intermediate = architecture.hidden, architecture.intermediate
+    query, key = architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key, hidden),
+        "self_attn.v_proj": (key, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+    if query_key_norm:
+        layer |= {f"self_attn.{part}_norm": (architecture.head_dim,) for part in "qk"}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"model.layers.{index}.{name}.weight": shape
+        for index in range(architecture.layers)
+        for name, shape in layer.items()
+    }
+    shapes["model.embed_tokens.weight"] = (architecture.vocabulary, hidden)
+    shapes["model.norm.weight"] = (hidden,)
+    if not architecture.tied_head:
+        shapes["lm_head.weight"] = (architecture.vocabulary, hidden)
+    return shapes
+
+
 def build_decoder(
     architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Decoder:
     """Put a checkpoint's tensors, by their transformers names, where the decoder reads them."""
 
+    shapes = checkpoint_shapes(architecture, query_key_norm=True)
+
     def tensor(name: str) -> Tensor:
         if name not in weights:
             raise UnsupportedModelError(f"the checkpoint has no tensor {name!r}")
+        shape = tuple(weights[name].shape)
+        if shape != shapes.get(name, shape):
+            raise UnsupportedModelError(f"tensor {name!r} is {shape}, but by config.json {shapes[name]}")
         return weights[name].to(device, dtype)
 
     def linear(*names: str) -> Linear:

@@ -34,7 +34,9 @@ class SamplingBatch:
 
     def __init__(self, rows: Sequence[SamplingSettings], device: torch.device | None = None) -> None:
         self.temperature = torch.tensor([row.temperature for row in rows], device=device).unsqueeze(1)
-        self.top_p = torch.tensor([row.top_p for row in rows], device=device).unsqueeze(1)
+        top_p = torch.tensor([row.top_p for row in rows], device=device).unsqueeze(1)
+        # Rounded to float32 it must not become 0, which would keep no token at all.
+        self.top_p = top_p.clamp_min(torch.finfo(torch.float32).tiny)
         seeds = [secrets.randbits(64) if row.seed is None else row.seed % 2**64 for row in rows]
         self.seeds: Words = np.array(seeds, dtype=np.uint64)
         self.greedy = all(row.temperature == 0 for row in rows)

@@ -98,10 +98,18 @@ class RequestError(ValueError):
         self.details = [{"type": "value_error", "loc": ("body", field), "msg": message}]
 
 
+MAX_FINDINGS = 20
+MAX_NAME = 100
+
+
 def public_details(errors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Pydantic's findings without the input that caused them; `loc` begins with "body" everywhere."""
+    """Pydantic's findings without the input that caused them; `loc` begins with "body" everywhere.
+
+    The names of unknown fields are input too, and may be many and long.
+    """
     details = []
-    for error in errors:
+    for error in errors[:MAX_FINDINGS]:
         location = error["loc"] if error["loc"][:1] == ("body",) else ("body", *error["loc"])
-        details.append({"type": error["type"], "loc": location, "msg": error["msg"]})
+        shortened = [part[:MAX_NAME] if isinstance(part, str) else part for part in location]
+        details.append({"type": error["type"], "loc": shortened, "msg": error["msg"]})
     return details

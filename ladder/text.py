@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from tokenizers import Tokenizer as Backend
@@ -59,21 +60,23 @@ class WindowDetokenizer:
     all; so nothing of it is given out before a token of another kind has ended it.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, special_ids: AbstractSet[int]) -> None:
         self._backend = backend
+        self._special_ids = special_ids
         self._context: list[int] = []
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return ""  # is never shown, and does not end a run of byte tokens either
         self._held.append(token_id)
-        if BYTE_TOKEN.fullmatch(self._backend.id_to_token(token_id) or ""):
-            return ""
-        return self.flush()
+        return "" if BYTE_TOKEN.fullmatch(token) else self.flush()
 
     def flush(self) -> str:
         before = self._backend.decode(self._context)
         piece: str = self._backend.decode(self._context + self._held)[len(before) :]
-        # A token that shows nothing, such as a special one, cannot stand for "not the first word".
+        # Tokens that have shown nothing cannot stand for "not the first word".
         self._context = self._held if piece else self._context + self._held
         self._held = []
         return piece
@@ -104,7 +107,7 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         if isinstance(self.backend.decoder, decoders.ByteLevel):
             return ByteLevelDetokenizer(self.token_bytes)
-        return WindowDetokenizer(self.backend)
+        return WindowDetokenizer(self.backend, self._special_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token of a byte-level vocabulary; special tokens are never shown."""
