@@ -20,7 +20,7 @@ check: .venv/installed  ## Format, lint and check types
 
 model: .venv/installed  ## Train the bundled model again (about half an hour on two cores)
 	$(RUN) -m training.train
-	$(RUN) -m training.evaluate
+	$(RUN) -m training.revise
 
 clean:  ## Remove the environment and every cache
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
