@@ -1,0 +1,70 @@
+"""Fixtures of the whole suite: one server of each kind, the bundled model, transformers as the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from ladder.loading import BUNDLED, Model, load_model
+from tests.support import RUNGS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
+
+# A test that fails once fails every time, and never because the machine was busy.
+settings.register_profile("ladder", deadline=None, derandomize=True)
+settings.load_profile("ladder")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Servers run beside the tests, and two processes that each want every core hinder each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ServerPool]:
+    servers = ServerPool()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Model:
+    return load_model("tiny", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    return Oracle(BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_endless(tmp_path_factory.mktemp("models") / "endless")
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request: pytest.FixtureRequest) -> str:
+    """The script of each rung."""
+    script: str = request.param
+    return script
+
+
+@pytest.fixture
+def server(pool: ServerPool, rung: str) -> RungServer:
+    """Each rung with the bundled model."""
+    return pool(rung)
+
+
+@pytest.fixture(params=STREAMING_RUNGS)
+def streaming_server(pool: ServerPool, request: pytest.FixtureRequest) -> RungServer:
+    """Each rung that streams, with the bundled model."""
+    return pool(request.param)
+
+
+@pytest.fixture(params=STREAMING_RUNGS)
+def endless_server(pool: ServerPool, endless: Path, request: pytest.FixtureRequest) -> RungServer:
+    """Each rung that streams, with a model that never ends by itself."""
+    return pool(request.param, "--model", str(endless))

@@ -1,0 +1,362 @@
+"""What several test files need: rungs, servers, requests over HTTP, a decoder that can be watched.
+
+Nothing here waits by the clock. `eventually` is the one place that polls, with a bounded number of tries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import importlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+from fastapi import FastAPI
+from torch import Tensor
+
+from ladder.client import DONE, Client, Measurement
+from ladder.launch import ROOT, RungProcess
+from ladder.loading import BUNDLED, Model
+from ladder.model import Decoder, KVCache
+from ladder.server import ReadyServer, listen
+from ladder.sse import Event, EventParser
+
+LAST_LLM_RUNG = "05"
+"""The rungs after this one serve something else, under another contract."""
+
+STORY = "Tell me a story about a fox."
+QUESTION = "What is 2 + 2?"
+EMOJI = "Wie geht es dir, 👩🏽‍🚀 🇩🇪? 你好 שלום"
+
+T = TypeVar("T")
+
+
+def find_rungs() -> list[str]:
+    """The scripts of every LLM rung that exists, in the order in which they are climbed."""
+    scripts = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*.py"))
+    return [script for script in scripts if script[:2] <= LAST_LLM_RUNG]
+
+
+RUNGS = find_rungs()
+STREAMING_RUNGS = [script for script in RUNGS if script[:2] >= "02"]
+
+
+def import_rung(script: str) -> ModuleType:
+    return importlib.import_module(script.removesuffix(".py"))
+
+
+def run_rung(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A rung's script, run to its end."""
+    return run_python(str(ROOT / script), *flags)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+async def eventually(
+    probe: Callable[[], Awaitable[T]], holds: Callable[[T], bool], tries: int = 600, pause: float = 0.03
+) -> T:
+    """Ask until the answer is as wanted, and return it; fail when it never is."""
+    for _ in range(tries):
+        answer = await probe()
+        if holds(answer):
+            return answer
+        await asyncio.sleep(pause)
+    raise AssertionError(f"after {tries} tries still {answer}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def events(self) -> list[Event]:
+        return list(EventParser().feed(self.body))
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """The token events of a stream, without what ends it."""
+        return [json.loads(event.data) for event in self.events() if is_token(event)]
+
+    def error(self) -> Any:
+        """The error of a stream that ended in one."""
+        (event,) = [event for event in self.events() if event.name == "error"]
+        return json.loads(event.data)["error"]
+
+
+def is_token(event: Event) -> bool:
+    return event.name == "message" and event.data != DONE
+
+
+def read_answer(connection: http.client.HTTPConnection) -> Answer:
+    response = connection.getresponse()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, response.read())
+
+
+def make_request(prompt: str, **settings: Any) -> tuple[str, str, bytes, dict[str, str]]:
+    """Method, path, body and headers of POST /generate."""
+    body = json.dumps({"prompt": prompt, **settings}).encode()
+    return "POST", "/generate", body, {"content-type": "application/json"}
+
+
+def raw_request(prompt: str, **settings: Any) -> bytes:
+    method, path, body, headers = make_request(prompt, **settings)
+    lines = [f"{method} {path} HTTP/1.1", "host: ladder", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@asynccontextmanager
+async def long_stream(client: Client) -> AsyncIterator[asyncio.Task[Measurement]]:
+    """A stream of which the first token has come; the client leaves it with the block."""
+    begun = asyncio.Event()
+    request = client.generate(STORY, max_tokens=3000, stream=True, on_token=lambda *_: begun.set())
+    task = asyncio.create_task(request)
+    await begun.wait()
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, and how a test talks to it."""
+
+    url: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        assert parts.hostname
+        assert parts.port
+        return parts.hostname, parts.port
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self.address, timeout=60)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=60)
+
+    def request(
+        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
+    ) -> Answer:
+        connection = self.connect()
+        try:
+            connection.request(method, path, body, {"content-type": "application/json", **headers})
+            return read_answer(connection)
+        finally:
+            connection.close()
+
+    def post(self, body: bytes) -> Answer:
+        return self.request("POST", "/generate", body)
+
+    def generate(self, prompt: str, **settings: Any) -> Answer:
+        return self.post(make_request(prompt, **settings)[2])
+
+    def health(self) -> dict[str, Any]:
+        health: dict[str, Any] = self.request("GET", "/health").json()
+        return health
+
+    async def health_when(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        return await eventually(lambda: asyncio.to_thread(self.health), holds)
+
+    def idle(self) -> dict[str, Any]:
+        """The /health that says that nothing is under way any more."""
+        return asyncio.run(self.health_when(is_idle))
+
+
+def is_idle(health: dict[str, Any]) -> bool:
+    return bool(health["running"] + health["waiting"] == 0)
+
+
+@dataclass(frozen=True)
+class RungServer(Server):
+    """A rung in a process of its own."""
+
+    script: str
+    process: RungProcess
+
+    @property
+    def number(self) -> str:
+        return self.script[:2]
+
+    @property
+    def streams(self) -> bool:
+        return self.script in STREAMING_RUNGS
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+
+class ServerPool:
+    """Starts each kind of server once, when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[str, ...], RungServer] = {}
+
+    def __call__(self, script: str, *flags: str) -> RungServer:
+        key = (script, *flags)
+        if key not in self._servers:
+            self._servers[key] = start_rung(script, *flags)
+        return self._servers[key]
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.process.close()
+
+
+def start_rung(script: str, *flags: str) -> RungServer:
+    """One thread for torch: many servers share the machine, and the model is small."""
+    process = RungProcess(script, ("--threads", "1", *flags))
+    try:
+        return RungServer(process.wait_ready(), script, process)
+    except BaseException:
+        process.close()
+        raise
+
+
+@contextmanager
+def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
+    """A server for one test, because that test ends it or leaves its mark on it."""
+    server = start_rung(script, *flags)
+    try:
+        yield server
+    finally:
+        server.process.close()
+
+
+@contextmanager
+def serving(app: FastAPI, stop_engine: Callable[[], None]) -> Iterator[Server]:
+    """An ASGI app behind a real uvicorn in this process, for engines that a test has tampered with."""
+    listener = listen("127.0.0.1", 0)
+    host, port = listener.getsockname()
+    server = ReadyServer(app, listener, stop_engine)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        # The socket listens already, so that a request only waits until uvicorn is up.
+        yield Server(f"http://{host}:{port}")
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+Before = Callable[[str, Sequence[int]], None]
+"""Called with "prefill" or "decode" and the slots, before that forward pass."""
+
+
+class WatchedDecoder(Decoder):
+    """The same model, with a look at every forward pass before it is run."""
+
+    def __init__(self, decoder: Decoder, before: Before) -> None:
+        self.__dict__.update(decoder.__dict__)
+        self._before = before
+
+    def prefill(self, cache: KVCache, slots: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
+        self._before("prefill", slots)
+        return super().prefill(cache, slots, chunks)
+
+    def decode(self, cache: KVCache, slots: Sequence[int], tokens: Sequence[int] | Tensor) -> Tensor:
+        self._before("decode", slots)
+        return super().decode(cache, slots, tokens)
+
+
+def watched(model: Model, before: Before) -> Model:
+    return Model(model.name, WatchedDecoder(model.decoder, before), model.tokenizer, model.stop_ids)
+
+
+@dataclass
+class Passes:
+    """A `Before` that counts, and breaks the forward pass of one number."""
+
+    fail_at: int = 0
+    kinds: list[str] = field(default_factory=list)
+
+    def __call__(self, kind: str, _slots: Sequence[int]) -> None:
+        self.kinds.append(kind)
+        if len(self.kinds) == self.fail_at:
+            raise RuntimeError("the model broke")
+
+
+class Oracle:
+    """Transformers' own greedy `generate` over a checkpoint, in float32."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+    @torch.inference_mode()
+    def generate(self, prompt_ids: list[int], max_tokens: int, **settings: Any) -> list[int]:
+        output = self.model.generate(
+            torch.tensor([prompt_ids]),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **settings,
+        )
+        tokens: list[int] = output[0, len(prompt_ids) :].tolist()
+        return tokens
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> Tensor:
+        """After every token, [tokens, vocabulary]."""
+        logits: Tensor = self.model(torch.tensor([ids])).logits[0]
+        return logits
+
+
+def untrained(config: Any) -> Any:
+    """Transformers' model of a configuration, with its random weights in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+
+
+def copy_tokenizer(directory: Path) -> None:
+    """A checkpoint made in a test speaks the bundled vocabulary."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / name, directory)
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def make_endless(directory: Path) -> Path:
+    """The bundled model without an end token and with a longer context: it stops only when told to."""
+    shutil.copytree(BUNDLED, directory)
+    edit_json(directory / "config.json", eos_token_id=None, max_position_embeddings=4096)
+    (directory / "generation_config.json").unlink()
+    return directory
+
+
+def one_line(text: str) -> str:
+    """The text of stderr, which must be one line that is no traceback."""
+    assert re.fullmatch(r"[^\n]+\n", text), text
+    assert "Traceback" not in text
+    return text.strip()

@@ -1,0 +1,182 @@
+"""Holds rung 01 to what it shows: a request holds its worker, and nobody notices a client that left.
+
+The order in which answers are complete is made certain: the model waits, in the middle of a generation,
+until the test has seen what it wants to see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from waitress.server import create_server
+
+from ladder.loading import Model
+from ladder.server import listen
+from tests.support import (
+    QUESTION,
+    STORY,
+    Passes,
+    Server,
+    ServerPool,
+    eventually,
+    import_rung,
+    raw_request,
+    watched,
+)
+
+SCRIPT = "01_flask_blocking.py"
+rung = import_rung(SCRIPT)
+
+
+@dataclass
+class Gate:
+    """Stops the model before its third forward pass, until the test opens it."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+    passes: int = 0
+
+    def __call__(self, _kind: str, _slots: Sequence[int]) -> None:
+        self.passes += 1
+        if self.passes == 3:
+            self.reached.set()
+            assert self.opened.wait(timeout=60)
+
+
+@dataclass(frozen=True)
+class Waitress(Server):
+    """The rung's app behind the server that runs it, with a look at the requests that wait for a worker."""
+
+    waiting: Sequence[object]
+
+
+@contextmanager
+def serving_flask(app: Flask, workers: int) -> Iterator[Waitress]:
+    listener = listen("127.0.0.1", 0)
+    host, port = listener.getsockname()
+    server: Any = create_server(app, sockets=[listener], threads=workers)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield Waitress(f"http://{host}:{port}", server.task_dispatcher.queue)
+    finally:
+        server.trigger.pull_trigger(server.close)
+        thread.join()
+        listener.close()
+
+
+class Finished(queue.SimpleQueue[str]):
+    """Requests that run in threads of their own, and the order in which they are answered."""
+
+    def start(self, name: str, server: Server) -> threading.Thread:
+        def answer() -> None:
+            if name == "health":
+                server.health()
+            else:
+                server.generate(QUESTION, temperature=0, max_tokens=8)
+            self.put(name)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        return thread
+
+
+def test_with_one_worker_health_waits_for_the_whole_generation(bundled: Model) -> None:
+    gate, finished = Gate(), Finished()
+    with serving_flask(rung.create_app(rung.Engine(watched(bundled, gate))), workers=1) as server:
+        threads = [finished.start("generation", server)]
+        assert gate.reached.wait(timeout=60)
+        threads.append(finished.start("health", server))
+
+        async def requests_that_wait() -> int:
+            return len(server.waiting)
+
+        asyncio.run(eventually(requests_that_wait, lambda number: number == 1))
+        assert finished.empty()
+        gate.opened.set()
+        for thread in threads:
+            thread.join()
+    assert [finished.get(), finished.get()] == ["generation", "health"]
+
+
+def test_with_four_workers_health_does_not_wait(bundled: Model) -> None:
+    gate, finished = Gate(), Finished()
+    with serving_flask(rung.create_app(rung.Engine(watched(bundled, gate))), workers=4) as server:
+        generation = finished.start("generation", server)
+        assert gate.reached.wait(timeout=60)
+        health = server.health()  # answered while the model stands still
+        assert (health["running"], health["steps"]) == (1, 2)
+        assert finished.empty()
+        gate.opened.set()
+        generation.join()
+    assert finished.get() == "generation"
+
+
+def test_with_four_workers_as_many_requests_block_health_again(bundled: Model) -> None:
+    gate, finished = Gate(), Finished()
+    with serving_flask(rung.create_app(rung.Engine(watched(bundled, gate))), workers=4) as server:
+        threads = [finished.start("generation", server)]
+        assert gate.reached.wait(timeout=60)
+        threads += [finished.start(name, server) for name in ("generation",) * 4]
+
+        async def requests_that_wait() -> int:
+            return len(server.waiting)
+
+        asyncio.run(eventually(requests_that_wait, lambda number: number == 1))
+        threads.append(finished.start("health", server))
+        asyncio.run(eventually(requests_that_wait, lambda number: number == 2))
+        assert finished.empty()
+        gate.opened.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(finished.get() for _ in threads) == ["generation"] * 5 + ["health"]
+
+
+def test_a_client_that_leaves_costs_the_full_work(pool: ServerPool, endless: Path) -> None:
+    """The flaw that rung 02 mends: every step that was asked for is run, for nobody."""
+    server = pool(SCRIPT, "--model", str(endless))
+    before = server.idle()["steps"]
+    with server.raw() as connection:
+        connection.sendall(raw_request(STORY, max_tokens=200))
+    after = asyncio.run(server.health_when(lambda health: health["steps"] >= before + 200))
+    assert after["steps"] == server.idle()["steps"] == before + 200
+
+
+def test_a_stream_is_refused_with_the_name_of_the_rung_that_streams(pool: ServerPool) -> None:
+    answer = pool(SCRIPT).generate(QUESTION, stream=True)
+    assert answer.status == 422
+    (finding,) = answer.json()["detail"]
+    assert finding["loc"] == ["body", "stream"]
+    assert "02_async_streaming.py" in finding["msg"]
+
+
+def test_an_engine_that_fails_is_a_500_and_the_next_request_works(bundled: Model) -> None:
+    engine = rung.Engine(watched(bundled, Passes(fail_at=3)))
+    with serving_flask(rung.create_app(engine), workers=1) as server:
+        broken = server.generate(QUESTION, temperature=0, max_tokens=8)
+        assert broken.status == 500
+        assert broken.json() == {"error": {"type": "RuntimeError", "message": "the model broke"}}
+        assert server.health()["running"] == 0
+        assert server.generate(QUESTION, temperature=0, max_tokens=8).status == 200
+
+
+def test_workers_wait_for_each_other_at_the_model(bundled: Model) -> None:
+    """With four workers, two texts are still made one after the other: each prefill starts a whole text."""
+    passes = Passes()
+    engine = rung.Engine(watched(bundled, passes))
+    with serving_flask(rung.create_app(engine), workers=4) as server:
+        finished = Finished()
+        threads = [finished.start("generation", server) for _ in range(3)]
+        for thread in threads:
+            thread.join()
+    kinds = passes.kinds
+    length = len(kinds) // 3
+    assert kinds == (["prefill"] + ["decode"] * (length - 1)) * 3

@@ -1,0 +1,220 @@
+"""Holds the command line to account: how a rung starts, what it says when it cannot, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladder.cli import DemoOptions, ServerConfig, parse
+from ladder.client import Client
+from ladder.errors import UserError
+from ladder.server import listen
+from tests.support import (
+    STORY,
+    STREAMING_RUNGS,
+    RungServer,
+    import_rung,
+    one_line,
+    own_rung,
+    run_python,
+    run_rung,
+)
+
+
+def read_flags(rung: str, *flags: str) -> tuple[Any, DemoOptions | None]:
+    module = import_rung(rung)
+    return parse(module.Config, module.__doc__, list(flags))
+
+
+def test_without_flags_the_configurations_defaults_hold(rung: str) -> None:
+    config, demo = read_flags(rung)
+    assert config == import_rung(rung).Config()
+    assert demo is None
+    assert (config.host, config.port, config.model) == ("127.0.0.1", 5000, "tiny")
+    assert (config.dtype, config.device, config.threads) == ("auto", "auto", None)
+
+
+def test_every_flag_fills_its_field(rung: str) -> None:
+    config, _ = read_flags(
+        rung,
+        *("--host", "::1", "--port", "0", "--model", "a/b", "--dtype", "bfloat16"),
+        *("--device", "cpu", "--threads", "3"),
+    )
+    assert (config.host, config.port, config.model) == ("::1", 0, "a/b")
+    assert (config.dtype, config.device, config.threads) == ("bfloat16", "cpu", 3)
+
+
+def test_a_configuration_passes_its_model_on_to_another_rung(rung: str) -> None:
+    given = ["--model", "a/b", "--dtype", "float32", "--device", "cpu", "--threads", "2"]
+    config, _ = read_flags(rung, "--port", "1", *given)
+    assert config.flags() == given
+    again, _ = read_flags(rung, *config.flags())
+    assert again.flags() == given
+
+
+def test_the_demos_flags(rung: str, tmp_path: Path) -> None:
+    for plot in (tmp_path / "a.png", tmp_path / "a.svg"):
+        _, demo = read_flags(rung, "--demo", "--json", "--plot", str(plot))
+        assert demo == DemoOptions(json=True, plot=plot)
+    assert read_flags(rung, "--demo")[1] == DemoOptions(json=False, plot=None)
+
+
+WRONG_FLAGS = {
+    "port too large": (["--port", "65536"], "--port"),
+    "port below zero": (["--port", "-1"], "--port"),
+    "port no number": (["--port", "http"], "--port"),
+    "no threads": (["--threads", "0"], "--threads"),
+    "half a thread": (["--threads", "1.5"], "--threads"),
+    "unknown dtype": (["--dtype", "float8"], "--dtype"),
+    "unknown device": (["--device", "tpu"], "--device"),
+    "unknown flag": (["--colour", "red"], "--colour"),
+    "abbreviation": (["--mod", "tiny"], "--mod"),
+    "no value": (["--model"], "--model"),
+    "a stray word": (["tiny"], "tiny"),
+    "json without demo": (["--json"], "--demo"),
+    "plot without demo": (["--plot", "a.png"], "--demo"),
+    "plot of another kind": (["--demo", "--plot", "a.gif"], ".svg"),
+    "plot without a kind": (["--demo", "--plot", "png"], ".svg"),
+    "plot in no directory": (["--demo", "--plot", "no/such/directory/a.png"], "does not exist"),
+}
+
+
+@pytest.mark.parametrize(("flags", "named"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
+def test_a_wrong_flag_is_one_line(
+    rung: str, flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_flags(rung, *flags)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert named in one_line(printed.err)
+    assert "--help" in printed.err
+
+
+def test_each_rungs_own_numbers_are_checked(rung: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a rung adds to the common flags refuses what is no number, in one line."""
+    own = {field.name for field in fields(import_rung(rung).Config)} - {
+        field.name for field in fields(ServerConfig)
+    }
+    for name in own:
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(SystemExit):
+            read_flags(rung, flag, "many")
+        assert flag in one_line(capsys.readouterr().err)
+
+
+def test_help_lists_every_flag_and_its_default(rung: str) -> None:
+    done = run_rung(rung, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = " ".join(done.stdout.split())
+    for field in fields(import_rung(rung).Config):
+        assert f"--{field.name.replace('_', '-')} " in shown
+        assert field.metadata["help"] in shown
+        if field.default is not None:
+            assert f"{field.metadata['help']} (default: {field.default})" in shown
+    assert all(flag in shown for flag in ("--demo", "--json", "--plot FILE"))
+
+
+def failure(rung: str, *flags: str) -> str:
+    """What a rung that cannot start says: one line, and nothing on stdout."""
+    done = run_rung(rung, *flags)
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    line = one_line(done.stderr)
+    assert line.startswith(f"{rung}: error: ")
+    return line
+
+
+def test_an_unknown_model_ends_the_process(rung: str) -> None:
+    assert "'./nothing'" in failure(rung, "--port", "0", "--model", "./nothing")
+
+
+def test_a_busy_port_ends_the_process(rung: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        line = failure(rung, "--port", port)
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
+def test_an_address_that_is_not_here_is_told() -> None:
+    with pytest.raises(UserError, match="--host") as caught:
+        listen("203.0.113.7", 0)
+    assert "203.0.113.7" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+LOOK_AROUND = """
+import importlib, os, threading
+importlib.import_module({module!r})
+sockets = [file for file in os.listdir("/proc/self/fd") if "socket" in read(file)]
+assert threading.enumerate() == [threading.main_thread()], threading.enumerate()
+assert not sockets, sockets
+"""
+READ_LINK = """
+def read(file):
+    try:
+        return __import__("os").readlink("/proc/self/fd/" + file)
+    except OSError:
+        return ""
+"""
+
+
+def test_importing_a_rung_starts_and_prints_nothing(rung: str) -> None:
+    done = run_python("-c", READ_LINK + LOOK_AROUND.format(module=rung.removesuffix(".py")))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_port_0_takes_a_free_port_and_says_which_when_it_answers(server: RungServer) -> None:
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
+    assert server.address[1] > 0
+    assert server.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_an_idle_server_which_printed_its_ready_line_and_no_more(
+    rung: str, number: signal.Signals
+) -> None:
+    with own_rung(rung) as server:
+        server.health()
+        process = server.process._process
+        process.send_signal(number)
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+        assert server.process.stop() == 0
+        assert server.process.errors() == ""
+
+
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "SIGINT twice"]
+)
+def test_a_signal_ends_a_busy_server_cleanly(rung: str, numbers: list[signal.Signals], endless: Path) -> None:
+    """With a whole answer and, where there are any, a stream under way; impatience is no crash."""
+    # With one worker, rung 01 could not say that it is busy.
+    workers = [] if rung in STREAMING_RUNGS else ["--workers", "4"]
+    with own_rung(rung, "--model", str(endless), *workers) as server:
+        assert asyncio.run(stop_while_busy(server, numbers)) == 0
+        assert "Traceback" not in server.process.errors()
+
+
+async def stop_while_busy(server: RungServer, numbers: list[signal.Signals]) -> int:
+    async with Client(server.url) as client:
+        requests = [
+            asyncio.create_task(client.generate(STORY, max_tokens=4000, stream=stream))
+            for stream in {False, server.streams}
+        ]
+        await server.health_when(lambda health: health["running"] == len(requests) and health["steps"] > 4)
+        *first, last = numbers
+        for number in first:
+            server.process._process.send_signal(number)
+        status = await asyncio.to_thread(server.process.stop, last)
+        await asyncio.gather(*requests, return_exceptions=True)
+    return status

@@ -1,0 +1,627 @@
+"""Holds every rung to the HTTP contract: the same requests, the same answers, whatever the engine does.
+
+Real servers, asked over HTTP. The texts are compared with transformers' own greedy `generate`, streams
+with whole answers, company with solitude; and clients that leave take their work with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ladder.client import Client, Measurement
+from ladder.loading import Model
+from ladder.schema import MAX_BODY_BYTES, GenerateRequest
+from tests.support import (
+    EMOJI,
+    QUESTION,
+    RUNGS,
+    STORY,
+    Answer,
+    Oracle,
+    RungServer,
+    import_rung,
+    is_idle,
+    is_token,
+    long_stream,
+    make_request,
+    raw_request,
+    read_answer,
+)
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+WILD: dict[str, Any] = {"temperature": 2.0, "max_tokens": 60}
+"""So hot that the answer is a jumble of bytes: parts of characters, and bytes that belong to none."""
+
+PROMPTS = [
+    STORY,
+    QUESTION,
+    "Count from 1 to 12.",
+    "What is continuous batching?",
+    EMOJI,
+    "Tell me a story in emoji.",
+    "Hello",
+    "Tell me a story about a bear and a small bird that wanted to learn how to fly. " * 3,
+    "1",
+]
+ANSWER_FIELDS = {
+    "text": str,
+    "token_ids": list,
+    "finish_reason": str,
+    "prompt_tokens": int,
+    "completion_tokens": int,
+    "prefill_time_ms": float,
+    "total_time_ms": float,
+}
+
+
+def without_times(answer: Answer) -> dict[str, Any]:
+    return {name: value for name, value in answer.json().items() if not name.endswith("_ms")}
+
+
+def greedy(oracle: Oracle, bundled: Model, prompt: str, max_tokens: int) -> list[int]:
+    return oracle.generate(bundled.tokenizer.encode(prompt), max_tokens)
+
+
+@pytest.fixture(scope="module")
+def ending(oracle: Oracle, bundled: Model) -> tuple[str, list[int]]:
+    """A prompt whose greedy answer ends by itself, and that answer."""
+    (end,) = bundled.stop_ids
+    for prompt in PROMPTS:
+        tokens = greedy(oracle, bundled, prompt, 400)
+        if tokens[-1] == end and len(tokens) > 2:
+            return prompt, tokens
+    raise AssertionError("the bundled model ends none of these answers")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_whole_answer_is_the_greedy_text_of_transformers(
+    server: RungServer, oracle: Oracle, bundled: Model, prompt: str
+) -> None:
+    expected = greedy(oracle, bundled, prompt, GREEDY["max_tokens"])
+    response = server.generate(prompt, **GREEDY)
+    assert response.status == 200
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    assert {name: type(value) for name, value in answer.items()} == ANSWER_FIELDS
+    assert answer["token_ids"] == expected
+    assert answer["text"] == bundled.tokenizer.decode(expected)
+    assert answer["prompt_tokens"] == len(bundled.tokenizer.encode(prompt))
+    assert answer["completion_tokens"] == len(expected)
+    assert answer["finish_reason"] == ("stop" if expected[-1] in bundled.stop_ids else "length")
+    assert 0 <= answer["prefill_time_ms"] <= answer["total_time_ms"]
+
+
+def test_an_answer_stops_at_its_end_token_which_is_not_shown(
+    server: RungServer, bundled: Model, ending: tuple[str, list[int]]
+) -> None:
+    prompt, expected = ending
+    answer = server.generate(prompt, temperature=0, max_tokens=400).json()
+    assert answer["finish_reason"] == "stop"
+    assert answer["token_ids"] == expected
+    assert answer["text"] == bundled.tokenizer.decode(expected[:-1])
+
+
+def test_an_end_token_in_the_last_place_is_a_stop(server: RungServer, ending: tuple[str, list[int]]) -> None:
+    prompt, expected = ending
+    exactly, short = (
+        server.generate(prompt, temperature=0, max_tokens=len(expected) - less).json() for less in (0, 1)
+    )
+    assert (exactly["finish_reason"], short["finish_reason"]) == ("stop", "length")
+    assert short["token_ids"] == expected[:-1]
+    assert short["text"] == exactly["text"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_text_of_any_tokens_is_the_decoded_text(server: RungServer, bundled: Model, seed: int) -> None:
+    answer = server.generate(STORY, **WILD, seed=seed).json()
+    assert answer["text"] == bundled.tokenizer.decode(answer["token_ids"])
+
+
+@pytest.fixture(scope="module")
+def cut_short(bundled: Model) -> tuple[int, int]:
+    """A seed and a length at which its wild answer ends in the middle of a character."""
+    engine = import_rung(RUNGS[0]).Engine(bundled)
+    for seed in range(50):
+        tokens = engine.generate(GenerateRequest(prompt=STORY, **WILD, seed=seed)).token_ids
+        for length in range(1, len(tokens)):
+            shown, more = (bundled.tokenizer.decode(tokens[:end]) for end in (length, length + 1))
+            if shown.endswith("\ufffd") and not more.startswith(shown):
+                return seed, length
+    raise AssertionError("no answer has a character of several tokens")
+
+
+def test_half_a_character_at_the_end_is_not_lost(
+    server: RungServer, bundled: Model, cut_short: tuple[int, int]
+) -> None:
+    seed, length = cut_short
+    settings: dict[str, Any] = {**WILD, "seed": seed, "max_tokens": length}
+    answer = server.generate(STORY, **settings).json()
+    assert answer["text"].endswith("\ufffd")
+    assert answer["text"] == bundled.tokenizer.decode(answer["token_ids"])
+    if server.streams:
+        tokens = server.generate(STORY, **settings, stream=True).tokens()
+        assert tokens[-1]["token"].endswith("\ufffd")
+        assert "".join(token["token"] for token in tokens) == answer["text"]
+
+
+def test_a_single_token_is_an_answer(server: RungServer) -> None:
+    answer = server.generate(QUESTION, max_tokens=1, temperature=0).json()
+    assert answer["completion_tokens"] == 1
+    assert answer["finish_reason"] == "length"
+
+
+def test_the_longest_request_that_fits_is_answered(server: RungServer, bundled: Model) -> None:
+    prompt_tokens = len(bundled.tokenizer.encode(QUESTION))
+    fits = bundled.context - prompt_tokens
+    assert server.generate(QUESTION, temperature=0, max_tokens=fits).status == 200
+    assert server.generate(QUESTION, temperature=0, max_tokens=fits + 1).status == 422
+
+
+def test_defaults_are_those_of_the_contract(server: RungServer) -> None:
+    spelled_out = server.generate(QUESTION, seed=5, max_tokens=128, temperature=0.7, top_p=1.0, stream=False)
+    assert without_times(server.generate(QUESTION, seed=5)) == without_times(spelled_out)
+    assert without_times(server.generate(QUESTION, seed=None, temperature=0)) == without_times(
+        server.generate(QUESTION, temperature=0)
+    )
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64, 2**64 + 1, -(2**70), 10**100])
+def test_any_whole_number_is_a_seed(server: RungServer, seed: int) -> None:
+    first, second = (server.generate(STORY, **WILD, seed=seed) for _ in range(2))
+    assert first.status == 200
+    assert without_times(first) == without_times(second)
+
+
+def test_seeds_differ_and_no_seed_is_a_new_one_each_time(server: RungServer) -> None:
+    texts = [server.generate(STORY, **WILD, seed=seed).json()["text"] for seed in (1, 2, None, None)]
+    assert len(set(texts)) == 4
+
+
+def test_a_nucleus_of_nothing_but_the_likeliest_is_greedy(server: RungServer) -> None:
+    tiny = server.generate(STORY, temperature=2, top_p=1e-300, max_tokens=16)
+    assert tiny.status == 200
+    assert without_times(tiny) == without_times(server.generate(STORY, temperature=0, max_tokens=16))
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WILD], ids=["greedy", "wild"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_stream_says_what_the_whole_answer_says(
+    streaming_server: RungServer, prompt: str, settings: dict[str, Any]
+) -> None:
+    whole = streaming_server.generate(prompt, **settings, seed=11).json()
+    tokens = streaming_server.generate(prompt, **settings, seed=11, stream=True).tokens()
+    assert "".join(token["token"] for token in tokens) == whole["text"]
+    assert [token["token_id"] for token in tokens] == whole["token_ids"]
+    assert tokens[-1]["finish_reason"] == whole["finish_reason"]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 24])
+def test_a_streams_events_have_the_agreed_form(endless_server: RungServer, max_tokens: int) -> None:
+    events = endless_server.generate(STORY, temperature=0, max_tokens=max_tokens, stream=True).events()
+    assert [is_token(event) for event in events] == [True] * max_tokens + [False]
+    assert events[-1].data == "[DONE]"
+    assert {event.name for event in events} == {"message"}
+    tokens = [json.loads(event.data) for event in events[:-1]]
+    times = ["prefill_time_ms"] + ["step_ms"] * (max_tokens - 1)
+    for place, (token, time) in enumerate(zip(tokens, times, strict=True), start=1):
+        ends = {"finish_reason"} if place == max_tokens else set()
+        assert token.keys() == {"token", "token_id", time} | ends
+        assert token[time] >= 0
+
+
+def test_the_end_token_of_a_stream_shows_nothing_of_itself(
+    streaming_server: RungServer, bundled: Model, ending: tuple[str, list[int]]
+) -> None:
+    prompt, expected = ending
+    tokens = streaming_server.generate(prompt, temperature=0, max_tokens=400, stream=True).tokens()
+    assert [token["token_id"] for token in tokens] == expected
+    assert tokens[-1]["finish_reason"] == "stop"
+    assert tokens[-1]["token"] == ""
+    assert "".join(token["token"] for token in tokens) == bundled.tokenizer.decode(expected)
+
+
+def test_a_streams_headers_keep_proxies_from_collecting_it(streaming_server: RungServer) -> None:
+    answer = streaming_server.generate(QUESTION, **GREEDY, stream=True)
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in answer.headers
+
+
+def test_tokens_arrive_while_others_are_still_to_come(endless_server: RungServer) -> None:
+    """The first event is read before the last can have been computed: the request is still running."""
+
+    async def watch() -> dict[str, Any]:
+        async with Client(endless_server.url) as client, long_stream(client):
+            return await client.health()
+
+    assert asyncio.run(watch())["running"] == 1
+    endless_server.idle()
+
+
+def test_a_connection_serves_one_request_after_the_other(server: RungServer) -> None:
+    """Streams included: each says where it ends, so the connection can be used again."""
+    connection = server.connect()
+    try:
+        for stream in (False, server.streams, False, server.streams):
+            connection.request(*make_request(QUESTION, **GREEDY, stream=stream))
+            socket = connection.sock
+            answer = read_answer(connection)
+            assert answer.status == 200
+            assert connection.sock is socket is not None
+            assert (b"[DONE]" in answer.body) == stream
+    finally:
+        connection.close()
+
+
+SECRET = "a prompt that nobody else may read"
+
+WRONG_FIELDS: list[tuple[str, dict[str, Any]]] = [
+    ("prompt", {"prompt": ""}),
+    ("prompt", {"prompt": 3}),
+    ("prompt", {"prompt": None}),
+    ("prompt", {"prompt": [SECRET]}),
+    ("prompt", {"prompt": (SECRET + " ") * 4000}),
+    ("max_tokens", {"max_tokens": 0}),
+    ("max_tokens", {"max_tokens": -1}),
+    ("max_tokens", {"max_tokens": 1.5}),
+    ("max_tokens", {"max_tokens": "3"}),
+    ("max_tokens", {"max_tokens": True}),
+    ("max_tokens", {"max_tokens": None}),
+    ("max_tokens", {"max_tokens": 1024}),
+    ("max_tokens", {"max_tokens": 10**30}),
+    ("temperature", {"temperature": -0.1}),
+    ("temperature", {"temperature": 2.1}),
+    ("temperature", {"temperature": "1"}),
+    ("temperature", {"temperature": float("nan")}),
+    ("temperature", {"temperature": float("inf")}),
+    ("temperature", {"temperature": None}),
+    ("top_p", {"top_p": 0}),
+    ("top_p", {"top_p": 1.1}),
+    ("top_p", {"top_p": float("nan")}),
+    ("seed", {"seed": "x"}),
+    ("seed", {"seed": 1.5}),
+    ("seed", {"seed": True}),
+    ("stream", {"stream": "yes"}),
+    ("stream", {"stream": 1}),
+    ("stream", {"stream": None}),
+    ("temprature", {"temprature": 1}),
+]
+
+
+def details(answer: Answer) -> list[dict[str, Any]]:
+    """The findings of a refusal, which have one form everywhere and repeat nothing that was sent."""
+    assert answer.status == 422, answer
+    assert answer.headers["content-type"] == "application/json"
+    assert SECRET.encode() not in answer.body
+    assert len(answer.body) < 1000
+    body = answer.json()
+    assert body.keys() == {"detail"}
+    assert body["detail"]
+    for finding in body["detail"]:
+        assert finding.keys() == {"type", "loc", "msg"}
+        assert finding["loc"][0] == "body"
+        assert finding["msg"]
+    found: list[dict[str, Any]] = body["detail"]
+    return found
+
+
+def field_error(answer: Answer, field: str) -> None:
+    assert [finding["loc"][:2] for finding in details(answer)] == [["body", field]]
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"), WRONG_FIELDS, ids=[str(changes)[:40] for _, changes in WRONG_FIELDS]
+)
+def test_a_wrong_field_is_named(server: RungServer, field: str, changes: dict[str, Any]) -> None:
+    before = server.idle()["steps"]
+    field_error(server.generate(**{"prompt": SECRET, "max_tokens": 4, **changes}), field)
+    assert server.idle()["steps"] == before
+
+
+def test_a_missing_prompt_is_named(server: RungServer) -> None:
+    field_error(server.post(b"{}"), "prompt")
+
+
+def test_every_wrong_field_is_named_at_once(server: RungServer) -> None:
+    answer = server.generate("", max_tokens=0, top_p=2, colour="red")
+    assert {finding["loc"][1] for finding in details(answer)} == {"prompt", "max_tokens", "top_p", "colour"}
+
+
+@pytest.mark.parametrize(("field", "text"), [("temperature", b"1e999"), ("top_p", b"1e-999")])
+def test_a_number_beyond_floats_is_a_wrong_field(server: RungServer, field: str, text: bytes) -> None:
+    field_error(server.post(b'{"prompt": "a", "%s": %s}' % (field.encode(), text)), field)
+
+
+WRONG_BODIES = {
+    "empty": b"",
+    "list": json.dumps([SECRET]).encode(),
+    "string": json.dumps(SECRET).encode(),
+    "null": b"null",
+    "number": b"3",
+    "no json": SECRET.encode(),
+    "cut short": b'{"prompt": "' + SECRET.encode(),
+    "two": b'{"prompt": "a"} {"prompt": "b"}',
+    "no utf-8": b'{"prompt": "\xff\xfe"}',
+    "half a surrogate pair": b'{"prompt": "\\ud83d"}',
+    "surrogates the wrong way round": b'{"prompt": "\\udc00\\ud83d"}',
+    "digits without end": b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
+    "nested without end": b'{"prompt": ' + b"[" * 100_000,
+    "a control character": b'{"prompt": "a\nb"}',
+}
+
+
+@pytest.mark.parametrize("body", WRONG_BODIES.values(), ids=WRONG_BODIES)
+def test_a_wrong_body_is_a_422(server: RungServer, body: bytes) -> None:
+    details(server.post(body))
+
+
+@pytest.mark.parametrize("names", [["k" * 10_000], [f"k{n}" for n in range(5000)]], ids=["long", "many"])
+def test_a_refusal_is_short_however_much_was_wrong(server: RungServer, names: list[str]) -> None:
+    answer = server.generate(QUESTION, **dict.fromkeys(names, 1))
+    assert answer.status == 422
+    assert len(answer.body) < 10_000
+
+
+def test_half_a_surrogate_pair_is_a_wrong_prompt(streaming_server: RungServer) -> None:
+    """Rung 01's JSON reader refuses the body before there is a field."""
+    field_error(streaming_server.post(WRONG_BODIES["half a surrogate pair"]), "prompt")
+
+
+def test_a_surrogate_pair_is_a_character(server: RungServer) -> None:
+    escaped, plain = b'"\\ud83d\\ude80"', '"🚀"'.encode()
+    first, second = (
+        server.post(b'{"temperature": 0, "max_tokens": 4, "prompt": %s}' % prompt)
+        for prompt in (escaped, plain)
+    )
+    assert first.status == 200
+    assert without_times(first) == without_times(second)
+
+
+def test_a_prompt_with_odd_characters_is_a_prompt(server: RungServer, bundled: Model) -> None:
+    prompt = "\0\x1b[31m \u202e \ufeff <|endoftext|> </script>"
+    answer = server.generate(prompt, **GREEDY)
+    assert answer.status == 200
+    assert answer.json()["prompt_tokens"] == len(bundled.tokenizer.encode(prompt))
+
+
+def too_large() -> Iterator[bytes]:
+    yield b'{"prompt": "'
+    for _ in range(MAX_BODY_BYTES // 2**16 + 1):
+        yield b"a" * 2**16
+    yield b'"}'
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_a_body_that_is_too_large_is_refused(server: RungServer, chunked: bool) -> None:
+    answer = server.request("POST", "/generate", too_large() if chunked else b"".join(too_large()))
+    assert answer.status == 413
+    assert server.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/nothing", 404),
+        ("GET", "/generate", 405),
+        ("PUT", "/generate", 405),
+        ("DELETE", "/health", 405),
+        ("POST", "/health", 405),
+    ],
+)
+def test_a_wrong_address_or_method_is_told_as_json(
+    server: RungServer, method: str, path: str, status: int
+) -> None:
+    answer = server.request(method, path)
+    assert answer.status == status
+    assert answer.json().keys() == {"detail"}
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "BREW"])
+@pytest.mark.parametrize("path", ["/", "/health", "/generate"])
+def test_unusual_methods_break_nothing(server: RungServer, method: str, path: str) -> None:
+    assert server.request(method, path).status < 500
+    assert server.health()["status"] == "ok"
+
+
+def test_health_has_the_agreed_fields(server: RungServer) -> None:
+    health = server.idle()
+    assert health["status"] == "ok"
+    assert health["rung"] == server.number
+    assert health["model"] == "tiny"
+    assert health["pid"] == server.process.pid
+    assert (health["running"], health["waiting"]) == (0, 0)
+    assert health.keys() >= {"status", "rung", "model", "running", "waiting", "steps", "tokens", "pid"}
+
+
+def test_health_counts_the_tokens_and_the_forward_passes(server: RungServer) -> None:
+    before = server.idle()
+    answers = [server.generate(prompt, **GREEDY).json() for prompt in PROMPTS[:3]]
+    if server.streams:
+        answers.append({"completion_tokens": len(server.generate(STORY, **GREEDY, stream=True).tokens())})
+    after = server.idle()
+    tokens = sum(answer["completion_tokens"] for answer in answers)
+    assert after["tokens"] - before["tokens"] == tokens
+    # One after the other, and with prompts shorter than any chunk: a token is a forward pass.
+    assert after["steps"] - before["steps"] == tokens
+
+
+async def at_once(server: RungServer, requests: list[dict[str, Any]]) -> list[Measurement]:
+    async with Client(server.url) as client:
+        return await asyncio.gather(*(client.generate(**request) for request in requests))
+
+
+def mixed(server: RungServer, **settings: Any) -> list[dict[str, Any]]:
+    """Sixteen requests of many lengths; every other one streams, if the rung does."""
+    return [
+        {
+            "prompt": PROMPTS[number % len(PROMPTS)],
+            "max_tokens": 1 + 5 * number,
+            "stream": server.streams and number % 2 == 1,
+            **settings,
+        }
+        for number in range(16)
+    ]
+
+
+def test_greedy_requests_in_company_equal_transformers_alone(
+    server: RungServer, oracle: Oracle, bundled: Model
+) -> None:
+    before = server.idle()
+    requests = mixed(server, temperature=0)
+    answers = asyncio.run(at_once(server, requests))
+    after = server.idle()
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.done
+        assert answer.token_ids == greedy(oracle, bundled, request["prompt"], request["max_tokens"])
+        assert answer.text == bundled.tokenizer.decode(answer.token_ids)
+    tokens = sum(len(answer.token_ids) for answer in answers)
+    assert after["tokens"] - before["tokens"] == tokens
+    assert 0 < after["steps"] - before["steps"] <= tokens
+
+
+def test_seeded_requests_are_the_same_alone_and_in_company(server: RungServer) -> None:
+    requests = [
+        {**request, "seed": number, "temperature": 0.5 + number / 16, "top_p": 1 - number / 32}
+        for number, request in enumerate(mixed(server))
+    ]
+    together = asyncio.run(at_once(server, requests))
+    alone = [server.generate(**{**request, "stream": False}).json() for request in requests]
+    assert [answer.token_ids for answer in together] == [answer["token_ids"] for answer in alone]
+    assert [answer.text for answer in together] == [answer["text"] for answer in alone]
+
+
+LONG = 3000
+
+
+async def leave_during(server: RungServer, stream: bool) -> dict[str, Any]:
+    """Send a long request, leave when it is under way, and return the /health that follows."""
+    before = await server.health_when(is_idle)
+    async with Client(server.url) as client:
+        request = client.generate(STORY, max_tokens=LONG, stream=stream)
+        task = asyncio.create_task(request)
+        await server.health_when(lambda health: health["steps"] > before["steps"])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        after = await server.health_when(is_idle)
+        return {name: after[name] - before[name] for name in ("steps", "tokens")}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_leaves_takes_its_work_with_it(endless_server: RungServer, stream: bool) -> None:
+    spent = asyncio.run(leave_during(endless_server, stream))
+    assert 0 < spent["steps"] < LONG
+    nothing_runs(endless_server)
+
+
+def nothing_runs(server: RungServer) -> None:
+    """A later request takes exactly its own steps: nothing that was left behind adds to them."""
+    before = server.idle()
+    server.generate(QUESTION, max_tokens=20)
+    after = server.idle()
+    assert after["steps"] - before["steps"] == after["tokens"] - before["tokens"] == 20
+
+
+async def disconnect(server: RungServer, chance: random.Random) -> None:
+    """Leave at some moment: before, while or after sending, or somewhere in the answer."""
+    request = raw_request(STORY, max_tokens=LONG, stream=chance.random() < 0.5)
+    sent = request[: chance.choice([0, 20, len(request) - 1, *[len(request)] * 5])]
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(sent)
+    await writer.drain()
+    if sent == request and chance.random() < 0.6:
+        for _ in range(chance.randrange(12)):
+            # A whole answer has nothing to read: give such a client a moment of the same random length.
+            try:
+                async with asyncio.timeout(0.02):
+                    await reader.read(chance.randrange(1, 400))
+            except TimeoutError:
+                pass
+    if chance.random() < 0.5:
+        writer.transport.abort()
+    writer.close()
+
+
+async def disconnect_many(server: RungServer, number: int, at_a_time: int, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(number // at_a_time):
+        await asyncio.gather(*(disconnect(server, chance) for _ in range(at_a_time)))
+
+
+def test_two_hundred_clients_that_leave_at_any_moment_leave_nothing(endless_server: RungServer) -> None:
+    nothing_runs(endless_server)  # whatever starts with the first request has started now
+    before, threads = endless_server.idle(), endless_server.threads()
+    logged = endless_server.process.errors()
+    asyncio.run(disconnect_many(endless_server, 200, at_a_time=20, seed=7))
+    after = endless_server.idle()
+    assert 0 < after["tokens"] - before["tokens"] < 200 * 100
+    nothing_runs(endless_server)
+    assert endless_server.threads() == threads
+    assert "Traceback" not in endless_server.process.errors().removeprefix(logged)
+
+
+def exchange(server: RungServer, data: bytes, half_close: bool = False) -> bytes:
+    """Send bytes as they are, and read until the server closes the connection."""
+    with server.raw() as connection:
+        connection.sendall(data)
+        if half_close:
+            connection.shutdown(1)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: minus one\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nbad header\r\n\r\n",
+        b"\r\n" * 100 + b"\0" * 100 + b"\r\n\r\n",
+    ],
+)
+def test_garbage_is_no_request_and_breaks_nothing(server: RungServer, garbage: bytes) -> None:
+    logged = server.process.errors()
+    answer = exchange(server, garbage, half_close=True)
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert server.health()["status"] == "ok"
+    assert "Traceback" not in server.process.errors().removeprefix(logged)
+
+
+def test_requests_in_one_go_are_answered_in_order(server: RungServer) -> None:
+    """Pipelining: a second request is on the connection before the first is answered."""
+    first = raw_request(QUESTION, **GREEDY)
+    last = b"GET /health HTTP/1.1\r\nhost: ladder\r\nconnection: close\r\n\r\n"
+    received = exchange(server, first + last)
+    generated = received.find(b'"finish_reason"')
+    health = received.find(b'"rung"')
+    assert received.count(b"HTTP/1.1 200") == 2
+    assert 0 < generated < health
+
+
+def test_a_stream_that_is_read_slowly_is_complete(streaming_server: RungServer) -> None:
+    """A few bytes at a time, long after all were sent: the buffers in between lose nothing."""
+    request = raw_request(STORY, **GREEDY, stream=True).replace(b"host:", b"connection: close\r\nhost:")
+    with streaming_server.raw() as connection:
+        connection.sendall(request)
+        streaming_server.idle()
+        received = b""
+        while piece := connection.recv(7):
+            received += piece
+    whole = streaming_server.generate(STORY, **GREEDY).json()
+    assert received.count(b"data: {") == whole["completion_tokens"]
+    assert b"data: [DONE]\n\n" in received

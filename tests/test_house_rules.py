@@ -1,0 +1,287 @@
+"""Holds the source to the house rules: the order of a rung, the boundary of the floor, nothing twice."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from ladder.cli import ServerConfig
+from ladder.launch import ROOT
+from tests.support import RUNGS, import_rung
+
+RUNG_NAME = re.compile(r"\d\d_\w+")
+DUPLICATE_LINES = 12
+SOURCE_FOLDERS = ("ladder", "training", "benchmarks", "tests")
+
+
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
+
+
+def floor_files() -> list[Path]:
+    return sorted((ROOT / "ladder").rglob("*.py"))
+
+
+def sources() -> list[Path]:
+    folders = [file for folder in SOURCE_FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+    return [*sorted(ROOT.glob("[0-9][0-9]_*.py")), *folders]
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def modules_called_for(tree: ast.AST) -> Iterator[str]:
+    """The names of modules that are imported, by statement or by a call with the name as a string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            yield from strings(node)
+
+
+def rungs_called_for(tree: ast.AST) -> list[str]:
+    return [name for name in modules_called_for(tree) if RUNG_NAME.match(name)]
+
+
+@pytest.mark.parametrize("file", floor_files(), ids=lambda file: file.name)
+def test_the_floor_imports_no_rung(file: Path) -> None:
+    assert rungs_called_for(parsed(file)) == []
+
+
+def test_an_import_of_a_rung_would_be_seen() -> None:
+    assert rungs_called_for(ast.parse("a = importlib.import_module('02_async_streaming')")) == [
+        "02_async_streaming"
+    ]
+    assert rungs_called_for(ast.parse("from ladder import import_rung\nimport_rung('03_batching')"))
+
+
+ORDER = ["Config", "Engine", "create_app", "demo", "main"]
+
+
+def definitions(tree: ast.Module) -> list[str]:
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node.name for node in tree.body if isinstance(node, kinds)]
+
+
+def test_there_are_rungs() -> None:
+    assert RUNGS[0] == "01_flask_blocking.py"
+    numbers = [int(script[:2]) for script in RUNGS]
+    assert numbers == list(range(1, len(RUNGS) + 1))
+
+
+def test_a_rung_can_be_read_in_one_sitting(rung: str) -> None:
+    assert 120 <= len((ROOT / rung).read_text().splitlines()) <= 300
+
+
+def test_every_rung_reads_in_the_same_order(rung: str) -> None:
+    tree = parsed(ROOT / rung)
+    names = definitions(tree)
+    assert [name for name in names if name in ORDER] == ORDER
+    assert names[-1] == "main"
+    assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    main()"
+
+
+def test_the_docstring_teaches(rung: str) -> None:
+    """Its number and idea, a drawing, how to run it, and what is still wrong."""
+    doc = import_rung(rung).__doc__ or ""
+    lines = doc.splitlines()
+    assert re.fullmatch(rf"Rung {rung[:2]}: .+\.", lines[0])
+    assert any(re.match(r" {4}.*[│─▶┌└]", line) for line in lines)
+    assert f"    python {rung} --demo" in lines
+    assert f"    python {rung}" in lines
+    assert re.search(r"^What is (still )?wrong", doc, re.MULTILINE)
+    if rung != RUNGS[0]:
+        previous = f"{int(rung[:2]) - 1:02}"
+        assert re.search(rf"Rung {previous}\b", doc), "it begins with the failure of the rung before"
+
+
+def test_the_configuration_is_one_frozen_dataclass_of_flags(rung: str) -> None:
+    config = import_rung(rung).Config
+    assert issubclass(config, ServerConfig)
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"], "every field is a flag, with a line that explains it"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config(), field.name, None)
+
+
+def test_nothing_runs_at_import(rung: str) -> None:
+    """At the top level stand definitions and plain assignments: no loop, no condition but the last."""
+    *body, _ = parsed(ROOT / rung).body
+    allowed = (
+        ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef,
+        ast.Assign, ast.AnnAssign,
+    )  # fmt: skip
+    for node in body:
+        text_only = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert text_only or isinstance(node, allowed), ast.unparse(node)
+
+
+def root_name(node: ast.expr) -> str:
+    """The variable that an expression such as `a.b[0].c()` starts from."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def borrowed_names(tree: ast.Module) -> set[str]:
+    """Variables at the top level that hold another rung or a part of one."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            value = node.value
+            if any(RUNG_NAME.match(text) for text in strings(value)) or root_name(value) in names:
+                names |= {part.id for target in node.targets for part in ast.walk(target)
+                          if isinstance(part, ast.Name)}  # fmt: skip
+    return names
+
+
+def tampering(tree: ast.Module) -> list[str]:
+    """Where a borrowed part is subclassed or one of its attributes is set."""
+    borrowed = borrowed_names(tree)
+    found = []
+    for node in ast.walk(tree):
+        changed: list[ast.expr] = []
+        if isinstance(node, ast.ClassDef):
+            changed = node.bases
+        elif isinstance(node, ast.Assign | ast.Delete):
+            changed = [target for target in node.targets if isinstance(target, ast.Attribute | ast.Subscript)]
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign) and isinstance(node.target, ast.Attribute):
+            changed = [node.target]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr", "patch.object"):
+            changed = node.args[:1]
+        found += [ast.unparse(expression) for expression in changed if root_name(expression) in borrowed]
+    return found
+
+
+def test_no_rung_changes_a_part_of_another(rung: str) -> None:
+    assert tampering(parsed(ROOT / rung)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class Engine(rung_02.Engine): ...",
+        "class App(create_app): ...",
+        "rung_02.stream = None",
+        "def f():\n    rung_02.Engine.tokens = None",
+        "setattr(rung_02, 'stream', None)",
+        "del rung_02.stream",
+        "rung_02.Engine.steps += 1",
+        "rung_02.__dict__['stream'] = None",
+    ],
+)
+def test_a_change_to_a_part_of_another_rung_would_be_seen(code: str) -> None:
+    borrowed = "rung_02 = importlib.import_module('02_async_streaming')\ncreate_app = rung_02.create_app\n"
+    assert tampering(ast.parse(borrowed + code))
+    assert not tampering(ast.parse(borrowed + "app = create_app(Engine())\nx = rung_02.END"))
+
+
+class Anonymous(ast.NodeTransformer):
+    """Takes from a definition what a copier would change: its names, its annotations, its texts."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def renamed(self, name: str) -> str:
+        return self.names.setdefault(name, f"name{len(self.names)}")
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.renamed(node.id)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.arg, node.annotation = self.renamed(node.arg), None
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, str):
+            node.value = ""
+        return node
+
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def fingerprint(definition: Definition) -> str:
+    copy = ast.parse(ast.unparse(definition)).body[0]
+    assert isinstance(copy, Definition)
+    copy.name = ""
+    if isinstance(copy, ast.FunctionDef | ast.AsyncFunctionDef):
+        copy.returns = None
+    if ast.get_docstring(copy) is not None:
+        copy.body = copy.body[1:]
+    return ast.dump(Anonymous().visit(copy))
+
+
+def repeated(texts: Mapping[str, str]) -> list[list[str]]:
+    """Definitions of a dozen lines or more that stand in several places, each as "file:line name"."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for file, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, Definition) and (node.end_lineno or 0) - node.lineno + 1 >= DUPLICATE_LINES:
+                places[fingerprint(node)].append(f"{file}:{node.lineno} {node.name}")
+    return [where for where in places.values() if len(where) > 1]
+
+
+def test_no_definition_of_a_dozen_lines_stands_twice() -> None:
+    assert repeated({str(file.relative_to(ROOT)): file.read_text() for file in sources()}) == []
+
+
+def test_a_copy_would_be_seen_under_other_names() -> None:
+    body = "".join(f"    {{}} = {{}} + {number}\n" for number in range(11))
+    first = "def first(x: int) -> int:\n    'Doc.'\n" + body.format(*["x"] * 22)
+    second = "async def other():\n    pass\n\nclass A:\n    def second(self_):\n" + "".join(
+        f"    {line}\n" for line in body.format(*["self_"] * 22).splitlines()
+    )
+    assert repeated({"a.py": first, "b.py": second}) == [["a.py:1 first", "b.py:5 second"]]
+    assert repeated({"a.py": first, "b.py": second.replace("+ 7", "- 7")}) == []
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|mnt|tmp|opt)/\w|[A-Z]:\\\\+Users)")
+BINARY = {".safetensors", ".png", ".ico", ".woff2"}
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks, or would; without git, as in an archive, everything that is not hidden."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+    return [
+        file
+        for file in ROOT.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
+    ]
+
+
+def test_no_text_names_a_place_on_somebodys_machine() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}: {match[0]}"
+        for file in tracked_files()
+        if file.suffix not in BINARY
+        for match in MACHINE_PATH.finditer(file.read_text(errors="replace"))
+    ]
+    assert found == []
+
+
+def test_a_machine_path_would_be_seen() -> None:
+    for place in ("home/me", "root/x", "Users/me", "tmp/x"):
+        assert MACHINE_PATH.search(f"open('/{place}')")
+    assert not MACHINE_PATH.search("https://example.org/home/me and ./work/x and a/root/x")
+
+
+def test_every_source_file_says_what_it_is_for() -> None:
+    assert [str(file) for file in sources() if not ast.get_docstring(parsed(file))] == []

@@ -1,0 +1,231 @@
+"""Holds model loading to account: what cannot be loaded is told in one line, and what is bundled is sound."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ladder.errors import UserError
+from ladder.launch import RungProcess
+from ladder.loading import (
+    BUNDLED,
+    RANDOM_SHAPES,
+    RandomWeights,
+    load_model,
+    made_up_word,
+    random_tokenizer,
+)
+from ladder.model import Architecture, checkpoint_shapes
+from tests.support import QUESTION, RUNGS, edit_json, one_line, untrained
+
+PUBLISHED_PARAMETERS = {
+    "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "qwen3-0.6b": 596_049_920,
+}
+
+
+def refusal(name: str, **settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_model(name, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the bundled model, for damage."""
+    return Path(shutil.copytree(BUNDLED, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "nothing", "a/b/c"])
+def test_a_name_that_is_nothing_says_what_can_be_named(name: str) -> None:
+    message = refusal(name)
+    assert repr(name) in message
+    assert all(word in message for word in ("tiny", "save_pretrained", "hub id", *RANDOM_SHAPES))
+
+
+def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
+    assert "no config.json" in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"model_type": "llama",}', "\xff"])
+def test_a_configuration_that_is_no_json(checkpoint: Path, text: str) -> None:
+    (checkpoint / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json is not JSON" in refusal(str(checkpoint))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"model_type": 3}'])
+def test_a_configuration_that_is_json_and_no_configuration(checkpoint: Path, text: str) -> None:
+    (checkpoint / "config.json").write_text(text)
+    assert str(checkpoint) in refusal(str(checkpoint))
+
+
+def test_a_model_type_that_nobody_knows(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", model_type="telepathy")
+    assert "telepathy" in refusal(str(checkpoint))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "not json"])
+def test_a_tokenizer_that_cannot_be_read(checkpoint: Path, damage: str) -> None:
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    if damage != "missing":
+        (checkpoint / "tokenizer.json").write_text("" if damage == "empty" else "{nonsense")
+    assert "tokenizer" in refusal(str(checkpoint))
+
+
+def test_a_directory_without_safetensors(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    assert "no model*.safetensors" in refusal(str(checkpoint))
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, 100_000])
+def test_safetensors_that_are_cut_short(checkpoint: Path, length: int) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    assert "model.safetensors is damaged" in refusal(str(checkpoint))
+
+
+def test_safetensors_that_are_something_else(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"\x80\x04K\x01." * 100)
+    assert "model.safetensors is damaged" in refusal(str(checkpoint))
+
+
+def test_a_generation_configuration_that_is_no_json(checkpoint: Path) -> None:
+    (checkpoint / "generation_config.json").write_text("{")
+    assert "generation_config.json" in refusal(str(checkpoint))
+
+
+def test_an_unknown_random_shape_lists_the_known() -> None:
+    message = refusal("random:gpt-5")
+    assert "'random:gpt-5'" in message
+    assert all(shape in message for shape in RANDOM_SHAPES)
+
+
+def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device cuda" in refusal("tiny", device="cuda")
+
+
+def test_automatic_choices_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    decoder = load_model("tiny").decoder
+    assert (decoder.device.type, decoder.dtype) == ("cpu", torch.float32)
+
+
+def test_a_hub_id_without_a_network_is_one_line_that_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    process = RungProcess(RUNGS[0], ["--model", "nobody/nothing"])
+    try:
+        with pytest.raises(UserError, match="network"):
+            process.wait_ready()
+        assert process.stop() == 1
+        message = one_line(process.errors())
+    finally:
+        process.close()
+    assert all(word in message for word in ("'nobody/nothing'", "network", "directory", "--model tiny"))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, []), (5, [5]), ([5, 7], [5, 7])], ids=["none", "one", "several"]
+)
+def test_generation_config_decides_what_ends_a_text(
+    checkpoint: Path, value: object, expected: list[int]
+) -> None:
+    edit_json(checkpoint / "config.json", eos_token_id=3)
+    edit_json(checkpoint / "generation_config.json", eos_token_id=value)
+    assert load_model(str(checkpoint)).stop_ids == set(expected)
+    (checkpoint / "generation_config.json").unlink()
+    assert load_model(str(checkpoint)).stop_ids == {3}
+
+
+def random_architecture(shape: str) -> tuple[Architecture, bool, object]:
+    settings = dict(RANDOM_SHAPES[shape])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    return Architecture.from_config(config), config.model_type == "qwen3", config
+
+
+@pytest.mark.parametrize("shape", RANDOM_SHAPES)
+def test_a_random_shape_has_the_tensors_that_transformers_has(shape: str) -> None:
+    architecture, query_key_norm, config = random_architecture(shape)
+    with torch.device("meta"):
+        model = untrained(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = checkpoint_shapes(architecture, query_key_norm)
+    assert shapes == expected
+    assert sum(math.prod(size) for size in shapes.values()) == PUBLISHED_PARAMETERS[shape]
+
+
+def test_every_random_shape_has_its_published_size_here() -> None:
+    assert PUBLISHED_PARAMETERS.keys() == RANDOM_SHAPES.keys()
+
+
+def test_a_random_model_generates_and_never_ends() -> None:
+    model = load_model("random:smollm2-135m", dtype="bfloat16", device="cpu")
+    assert model.stop_ids == frozenset()
+    assert model.context == 8192
+    ids = model.tokenizer.encode(QUESTION)
+    logits = model.decoder.prefill(model.decoder.new_cache(1, 64), [0], [ids])
+    assert logits.shape == (1, 49152)
+    assert logits.isfinite().all()
+    assert logits.std() > 0
+
+
+def test_random_weights_are_the_same_every_time_and_no_two_tensors_are_equal() -> None:
+    architecture, _, _ = random_architecture("smollm2-135m")
+    first, second = (RandomWeights(architecture, query_key_norm=False) for _ in range(2))
+    query, key = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
+    assert torch.equal(first[query], second[query])
+    assert not torch.equal(first[query], first[key])
+    assert len(set(map(tuple, first[query].tolist()))) == 576
+
+
+@pytest.mark.parametrize("vocabulary", sorted({shape["vocab_size"] for shape in RANDOM_SHAPES.values()}))
+def test_a_random_tokenizer_shows_every_id_as_another_word(vocabulary: int) -> None:
+    tokenizer = random_tokenizer(vocabulary)
+    assert tokenizer.backend.get_vocab_size() == vocabulary
+    first_made_up = len(AutoTokenizer.from_pretrained(BUNDLED))
+    words = tokenizer.backend.decode_batch([[token_id] for token_id in range(first_made_up, vocabulary)])
+    assert len(set(words)) == vocabulary - first_made_up
+    assert all(word.startswith(" ") and word.strip().isalpha() for word in words)
+    detokenizer = tokenizer.detokenizer()
+    assert detokenizer.push(vocabulary - 1) == words[-1]
+    assert tokenizer.decode(tokenizer.encode(QUESTION)) == QUESTION
+
+
+@given(first=st.integers(0, 10**6), second=st.integers(0, 10**6))
+def test_no_two_numbers_share_a_made_up_word(first: int, second: int) -> None:
+    assert (made_up_word(first) == made_up_word(second)) == (first == second)
+
+
+def test_the_bundled_model_is_small_and_no_file_of_it_can_run_code() -> None:
+    files = sorted(BUNDLED.iterdir())
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+    assert sum(file.stat().st_size for file in files) < 10_000_000
+    for file in files:
+        # A pickle begins with its protocol, a torch file of today is a zip archive.
+        assert not file.read_bytes().startswith((b"\x80", b"PK"))
+
+
+def test_transformers_loads_the_bundled_model() -> None:
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED)
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    ids = tokenizer(QUESTION)["input_ids"]
+    assert ids == load_model("tiny").tokenizer.encode(QUESTION)
+    assert tokenizer.decode(ids) == QUESTION
+    assert tokenizer.eos_token_id == model.config.eos_token_id
+    assert {tokenizer.eos_token_id} == load_model("tiny").stop_ids
+    assert len(tokenizer) == model.config.vocab_size

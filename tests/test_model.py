@@ -1,0 +1,320 @@
+"""Holds the decoder to account: logits and greedy tokens are transformers' own, however the work is cut up.
+
+Every architecture and rope type that is supported, ragged batches in scattered slots, prompts in
+chunks, slots that are reused and moved; and what is not supported is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from ladder.errors import UserError
+from ladder.loading import BUNDLED, Model, load_model
+from ladder.model import Decoder, KVCache
+from tests.support import QUESTION, STORY, Oracle, copy_tokenizer, edit_json, untrained
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=1024,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    eos_token_id=None,
+    bos_token_id=None,
+)
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+YARN_ROPE = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64)
+LINEAR_ROPE = dict(rope_type="linear", rope_theta=10000.0, factor=4.0)
+
+CONFIGURATIONS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama3-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3_ROPE),
+    "llama-yarn": LlamaConfig(**SIZES, rope_parameters=YARN_ROPE),
+    "llama-linear": LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE),
+    "llama-one-kv-head": LlamaConfig(**SIZES | {"num_key_value_heads": 1}, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "mistral-window": MistralConfig(**SIZES, sliding_window=48),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen2-window": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=48, max_window_layers=1),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
+    "qwen3-bias": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
+}
+PROMPTS = [[5, 6, 7, 8, 9], [1, 2], [3] * 11]
+STEPS = 20
+
+
+def make_checkpoint(directory: Path, config: PretrainedConfig) -> Path:
+    """A small random model whose weights are large enough that its greedy texts differ."""
+    torch.manual_seed(0)
+    model = untrained(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(directory)
+    copy_tokenizer(directory)
+    return directory
+
+
+class Pair:
+    """One checkpoint, loaded by the ladder and by transformers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ours = load_model(str(directory), dtype="float32", device="cpu")
+        self.oracle = Oracle(directory)
+        self._expected: dict[tuple[tuple[int, ...], int], list[int]] = {}
+
+    def expected(self, prompt: Sequence[int], steps: int = STEPS) -> list[int]:
+        """Transformers' answer to this prompt alone, past any end token."""
+        key = (tuple(prompt), steps)
+        if key not in self._expected:
+            self._expected[key] = self.oracle.generate(list(prompt), steps, eos_token_id=None)
+        return self._expected[key]
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    return Pair(make_checkpoint(directory, CONFIGURATIONS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """One of them for what does not depend on the architecture."""
+    return Pair(make_checkpoint(tmp_path_factory.mktemp("llama"), CONFIGURATIONS["llama3-biases"]))
+
+
+def best(logits: Tensor) -> list[int]:
+    ids: list[int] = logits.argmax(-1).tolist()
+    return ids
+
+
+def decode_on(
+    decoder: Decoder, cache: KVCache, slots: Sequence[int], outputs: list[list[int]], steps: int
+) -> None:
+    """Greedily lengthen the outputs, all in one batch."""
+    for _ in range(steps):
+        logits = decoder.decode(cache, slots, [output[-1] for output in outputs])
+        for output, token in zip(outputs, best(logits), strict=True):
+            output.append(token)
+
+
+def generate(decoder: Decoder, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    cache = decoder.new_cache(slots=6, context=40)
+    outputs = [[token] for token in best(decoder.prefill(cache, slots, prompts))]
+    decode_on(decoder, cache, slots, outputs, STEPS - 1)
+    return outputs
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_logits_are_those_of_transformers_for_prefill_and_for_every_decode(pair: Pair) -> None:
+    ids = [*PROMPTS[0], *pair.expected(PROMPTS[0])]
+    theirs = pair.oracle.logits(ids)
+    decoder, cut = pair.ours.decoder, len(PROMPTS[0])
+    cache = decoder.new_cache(slots=1)
+    close(decoder.prefill(cache, [0], [ids[:cut]])[0], theirs[cut - 1])
+    for position in range(cut, len(ids)):
+        close(decoder.decode(cache, [0], [ids[position]])[0], theirs[position])
+    assert cache.lengths == [len(ids)]
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2], [1, 2, 4], [5, 0, 3]])
+def test_a_ragged_batch_in_any_slots_gives_each_its_own_greedy_text(pair: Pair, slots: list[int]) -> None:
+    expected = [pair.expected(prompt) for prompt in PROMPTS]
+    assert len(set(map(tuple, expected))) == len(PROMPTS), "these texts cannot tell rows apart"
+    assert generate(pair.ours.decoder, slots, PROMPTS) == expected
+
+
+def test_the_bundled_model_is_greedy_like_transformers(bundled: Model, oracle: Oracle) -> None:
+    prompts = [bundled.tokenizer.encode(text) for text in (STORY, QUESTION, "Count from 1 to 9.")]
+    expected = [oracle.generate(prompt, STEPS, eos_token_id=None) for prompt in prompts]
+    assert generate(bundled.decoder, [0, 2, 5], prompts) == expected
+
+
+@settings(max_examples=40)
+@given(cuts=st.lists(st.integers(1, 30), max_size=5), beside=st.lists(st.integers(1, 900), max_size=8))
+def test_a_prompt_in_chunks_equals_a_prompt_at_once(llama: Pair, cuts: list[int], beside: list[int]) -> None:
+    """Ragged chunks too: while one slot takes its chunk, another takes a longer or shorter one."""
+    prompt = list(range(100, 131))
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=4, context=120)
+    bounds = [0, *sorted(set(cuts)), len(prompt)]
+    others: list[int] = []
+    for start, end in pairwise(bounds):
+        chunk = prompt[start:end]
+        if beside:
+            logits = decoder.prefill(cache, [1, 3], [chunk, beside])[:1]
+            others += beside
+        else:
+            logits = decoder.prefill(cache, [1], [chunk])
+    assert cache.lengths == [0, len(prompt), 0, len(others)]
+    outputs = [best(logits)]
+    decode_on(decoder, cache, [1], outputs, STEPS - 1)
+    assert outputs == [llama.expected(prompt)]
+
+
+def test_chunks_that_fit_are_taken_beside_a_row_that_is_nearly_full(llama: Pair) -> None:
+    """What counts is how long each row becomes, not the longest row plus the longest chunk."""
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=2, context=40)
+    nearly_full, fresh = list(range(50, 85)), list(range(200, 220))
+    decoder.prefill(cache, [0], [nearly_full[:-1]])
+    first = best(decoder.prefill(cache, [0, 1], [nearly_full[-1:], fresh]))
+    outputs = [[token] for token in first]
+    decode_on(decoder, cache, [0, 1], outputs, 4)
+    assert outputs == [llama.expected(nearly_full, 5), llama.expected(fresh, 5)]
+
+
+def test_a_slot_that_is_reused_remembers_nothing(llama: Pair) -> None:
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=2, context=40)
+    decoder.prefill(cache, [0, 1], [list(range(300, 330)), PROMPTS[0]])
+    cache.reset(0)
+    outputs = [best(decoder.prefill(cache, [0], [PROMPTS[1]]))]
+    decode_on(decoder, cache, [0], outputs, STEPS - 1)
+    assert outputs == [llama.expected(PROMPTS[1])]
+
+
+def test_a_request_that_is_moved_goes_on_where_it_was(llama: Pair) -> None:
+    """As when a request in the middle of a batch leaves and the last one takes its place."""
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=3, context=40)
+    outputs = [[token] for token in best(decoder.prefill(cache, [0, 1, 2], PROMPTS))]
+    decode_on(decoder, cache, [0, 1, 2], outputs, 4)
+    lengths = list(cache.lengths)
+    cache.reset(0)
+    cache.move(2, 0)
+    assert cache.lengths == [lengths[2], lengths[1], 0]
+    stayed = [outputs[2], outputs[1]]
+    decode_on(decoder, cache, [0, 1], stayed, STEPS - 5)
+    assert stayed == [llama.expected(PROMPTS[2]), llama.expected(PROMPTS[1])]
+
+
+@pytest.mark.parametrize("chunk", [[7], [7, 8, 9]], ids=["decode", "chunk"])
+def test_a_full_slot_raises_and_hurts_nobody(llama: Pair, chunk: list[int]) -> None:
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=3, context=30)
+    decoder.prefill(cache, [0, 1, 2], [PROMPTS[0], list(range(30)), PROMPTS[2]])
+    lengths, data = list(cache.lengths), cache.data.clone()
+    with pytest.raises(ValueError, match="do not fit"):
+        decoder.prefill(cache, [0, 1, 2], [chunk] * 3)
+    assert cache.lengths == lengths
+    assert torch.equal(cache.data, data)
+
+
+def test_the_cache_of_a_model_has_room_for_its_whole_context(llama: Pair) -> None:
+    decoder = llama.ours.decoder
+    cache = decoder.new_cache(slots=1)
+    assert cache.context == llama.ours.context == 256
+    ids = [number % 1000 for number in range(256)]
+    close(decoder.prefill(cache, [0], [ids])[0], llama.oracle.logits(ids)[-1])
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "qwen2-window"])
+def test_a_sliding_window_limits_the_context(tmp_path: Path, name: str) -> None:
+    """Inside the window every token is seen by all later ones, which is what this decoder computes."""
+    pair = Pair(make_checkpoint(tmp_path, CONFIGURATIONS[name]))
+    assert pair.ours.context == 48
+    prompt = list(range(60, 88))
+    assert generate_alone(pair.ours.decoder, prompt) == pair.expected(prompt)
+
+
+def generate_alone(decoder: Decoder, prompt: list[int]) -> list[int]:
+    cache = decoder.new_cache(slots=1)
+    outputs = [best(decoder.prefill(cache, [0], [prompt]))]
+    decode_on(decoder, cache, [0], outputs, STEPS - 1)
+    return outputs[0]
+
+
+def test_a_window_that_is_switched_off_limits_nothing(tmp_path: Path) -> None:
+    config = Qwen2Config(**SIZES, use_sliding_window=False, sliding_window=48)
+    assert load_model(str(make_checkpoint(tmp_path, config))).context == 256
+
+
+def test_bfloat16_runs_and_stays_near_float32(llama: Pair) -> None:
+    decoder = load_model(str(llama.directory), dtype="bfloat16", device="cpu").decoder
+    assert decoder.dtype == torch.bfloat16
+    cache = decoder.new_cache(slots=2)
+    assert cache.data.dtype == torch.bfloat16
+    logits = decoder.prefill(cache, [0, 1], PROMPTS[:2])
+    exact = llama.oracle.logits(PROMPTS[0])[-1]
+    assert torch.nn.functional.cosine_similarity(logits[0].float(), exact, dim=0) > 0.99
+    assert decoder.decode(cache, [0, 1], best(logits)).isfinite().all()
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_model(str(directory))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=1024, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    message = refusal(make_checkpoint(tmp_path, config))
+    assert "'gpt2'" in message
+    assert all(name in message for name in ("llama", "mistral", "qwen2", "qwen3"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)), ["'dynamic'"]),
+        (dict(quantization_config=dict(quant_method="gptq", bits=4)), ["quantized"]),
+        (dict(hidden_act="gelu"), ["'gelu'", "silu"]),
+        (dict(num_hidden_layers=4), ["model.layers.3."]),
+        (dict(tie_word_embeddings=False), ["lm_head"]),
+    ],
+    ids=["rope", "quantized", "activation", "missing-layer", "missing-head"],
+)
+def test_what_is_not_computed_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    directory = make_checkpoint(tmp_path, LlamaConfig(**SIZES, tie_word_embeddings=True))
+    edit_json(directory / "config.json", **changes)
+    message = refusal(directory)
+    assert all(word in message for word in words), message
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, LlamaConfig(**SIZES))
+    edit_json(directory / "config.json", num_attention_heads=8, head_dim=8)
+    assert "q_proj" in refusal(directory)
+
+
+def test_the_bundled_weights_are_what_load_model_calls_tiny(bundled: Model) -> None:
+    again = load_model(str(BUNDLED), dtype="float32", device="cpu")
+    assert torch.equal(again.decoder.embedding, bundled.decoder.embedding)
+    assert again.stop_ids == bundled.stop_ids
