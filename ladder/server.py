@@ -30,10 +30,15 @@ def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     listener = listen(config.host, config.port)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    threads = config.threads or torch.get_num_threads()
+    # Each thread that computes gets helpers of its own from OpenMP. Once there are more helpers than cores,
+    # none of them waits awake any more, and every small product then pays for waking them: the bundled model
+    # took two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
+    torch.set_num_threads(1)
     with Console(stderr=True).status(f"loading {config.model}"):
-        return load_model(config.model, config.dtype, config.device), listener
+        model = load_model(config.model, config.dtype, config.device)
+    torch.set_num_threads(threads)
+    return model, listener
 
 
 def listen(host: str, port: int) -> socket.socket:

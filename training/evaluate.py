@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from training import corpus
@@ -117,7 +117,7 @@ class Examinee:
 def load(directory: Path) -> Examinee:
     """The weights as they were saved, in bfloat16, computed with in float32."""
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return Examinee(model, AutoTokenizer.from_pretrained(directory))
+    return Examinee(model, PreTrainedTokenizerFast.from_pretrained(directory))
 
 
 def evaluate(directory: Path) -> Evaluation:
