@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +70,16 @@ class Engine:
         self.model = model
         self.active: set[Sequence] = set()
         self.steps = 0
-        # A forward pass already uses every core, so workers take turns with the model, text by text.
-        self.turn = threading.Lock()
+        # One thread runs the model, because a forward pass already uses every core: whoever serves the
+        # requests, their texts are made one after the other.
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def generate(self, request: GenerateRequest) -> GenerateResponse:
         started = time.perf_counter()
         sequence = Sequence(self.model, request)
         self.active.add(sequence)
         try:
-            with self.turn:
-                events = self.prefill_and_decode(sequence)
+            events = self.worker.submit(self.prefill_and_decode, sequence).result()
         finally:
             self.active.discard(sequence)
         return to_response(sequence, events, started)
@@ -100,12 +100,12 @@ class Engine:
         return events
 
     def health(self) -> Health:
-        running = int(self.turn.locked())
+        active = len(self.active)
         return Health(
             rung="01",
             model=self.model.name,
-            running=running,
-            waiting=max(0, len(self.active) - running),
+            running=min(active, 1),
+            waiting=max(active - 1, 0),
             steps=self.steps,
             tokens=self.steps,
             pid=os.getpid(),

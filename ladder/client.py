@@ -176,7 +176,7 @@ def take_event(measurement: Measurement, event: Event, on_token: OnToken | None)
 def take_answer(measurement: Measurement, answer: dict[str, Any], on_token: OnToken | None) -> None:
     measurement.ended = clock()
     if measurement.status != 200:
-        measurement.error = answer
+        measurement.error = answer.get("error", answer)
         return
     measurement.token_times = [measurement.ended] * answer["completion_tokens"]
     measurement.token_ids = answer["token_ids"]

@@ -47,8 +47,8 @@ async def observe(url: str, request: Request, on_token: OnToken | None = None) -
 
 
 LEAVING_ROWS = {
-    "passes": "forward passes, whole text",
-    "passes_after_leaving": "forward passes, client left at 1/4",
+    "passes": "passes, whole text",
+    "passes_after_leaving": "passes, client left at 1/4",
 }
 
 
@@ -194,7 +194,7 @@ def formatted(key: str, value: float | None) -> str:
     if key.endswith("_ms"):
         return (
             f"{value / 1000:.1f} s"
-            if value >= 10_000
+            if value >= 1000
             else f"{value:.0f} ms"
             if value >= 10
             else f"{value:.1f} ms"
@@ -225,8 +225,8 @@ class Lane:
             return f"nothing for {clock() - self.started:.1f} s"
         first = formatted("_ms", 1000 * self.measurement.ttft)
         if not self.measurement.ended:
-            return f"first {first} · {len(self.measurement.token_ids)} tokens"
-        return f"first {first} · all {formatted('_ms', 1000 * self.measurement.e2el)}"
+            return f"first token {first}"
+        return f"{first} to {formatted('_ms', 1000 * self.measurement.e2el)}"
 
     def __rich__(self) -> Panel:
         return Panel(Text(self.text.strip()), title=self.name, subtitle=self.status(), height=12)

@@ -126,6 +126,8 @@ class KVCache:
 
     def move(self, source: int, target: int) -> None:
         """Copy one request's keys and values to another slot, and empty the old one."""
+        if source == target:
+            return
         length = self.lengths[source]
         self.data[:, :, target, :, :length] = self.data[:, :, source, :, :length]
         self.lengths[target], self.lengths[source] = length, 0

@@ -32,8 +32,8 @@ def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
     listener = listen(config.host, config.port)
     threads = config.threads or torch.get_num_threads()
     # Each thread that computes gets helpers of its own from OpenMP. Once there are more helpers than cores,
-    # none of them waits awake any more, and every small product then pays for waking them: the bundled model
-    # took two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
+    # none of them waits awake any more, and every small product pays for waking them: the bundled model took
+    # two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
     torch.set_num_threads(1)
     with Console(stderr=True).status(f"loading {config.model}"):
         model = load_model(config.model, config.dtype, config.device)
@@ -94,7 +94,10 @@ def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
     """Serve with so many worker threads until Ctrl-C or SIGTERM, which cut off what is under way."""
     # Waitress logs every request that has to wait for a worker; here that is the lesson, not news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    server = create_server(app, sockets=[listener], threads=workers)
+    # Waitress stops accepting at 100 connections unless told otherwise: /health would not even be queued.
+    server = create_server(
+        app, sockets=[listener], threads=workers, connection_limit=10_000, asyncore_use_poll=True
+    )
     announce(listener)
     server.run()
     leave()

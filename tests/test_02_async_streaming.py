@@ -300,4 +300,4 @@ def test_a_server_that_stops_tells_the_requests_that_are_open(endless: Path) -> 
     assert not streamed.done
     assert whole.status == 503
     assert whole.error is not None
-    assert whole.error["error"]["type"] == "ServerStopping"
+    assert whole.error["type"] == "ServerStopping"
