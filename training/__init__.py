@@ -8,6 +8,7 @@ known.
 - `stories`: a small grammar of short stories
 - `corpus`: every kind of document, and the mixture in which they are drawn
 - `train`: tokenizer, packing, the training loop, the report
+- `revise`: practice of the counts that came out wrong
 - `evaluate`: exact accuracy, on questions seen in training and on questions held out
 
 The first three import nothing but the standard library, so a test can read them without loading
