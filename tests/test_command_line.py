@@ -152,6 +152,14 @@ def test_an_address_that_is_not_here_is_told() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_small_writes_are_not_held_back() -> None:
+    """Nagle's algorithm is off on what the listener accepts, so that each token leaves at once."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 LOOK_AROUND = """
 import importlib, os, threading
 importlib.import_module({module!r})
@@ -180,7 +188,7 @@ def test_port_0_takes_a_free_port_and_says_which_when_it_answers(server: RungSer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_an_idle_server_which_printed_its_ready_line_and_no_more(
+def test_a_signal_ends_an_idle_server_which_says_nothing_after_its_ready_line(
     rung: str, number: signal.Signals
 ) -> None:
     with own_rung(rung) as server:

@@ -221,6 +221,13 @@ def test_a_request_that_is_moved_goes_on_where_it_was(llama: Pair) -> None:
     assert stayed == [llama.expected(PROMPTS[2]), llama.expected(PROMPTS[1])]
 
 
+def test_a_request_that_is_moved_to_where_it_is_stays(llama: Pair) -> None:
+    cache = llama.ours.decoder.new_cache(slots=1, context=40)
+    llama.ours.decoder.prefill(cache, [0], PROMPTS[:1])
+    cache.move(0, 0)
+    assert cache.lengths == [len(PROMPTS[0])]
+
+
 @pytest.mark.parametrize("chunk", [[7], [7, 8, 9]], ids=["decode", "chunk"])
 def test_a_full_slot_raises_and_hurts_nobody(llama: Pair, chunk: list[int]) -> None:
     decoder = llama.ours.decoder

@@ -2,8 +2,8 @@
 
 Every story keeps one name, one pronoun, one helper and one thing from its first sentence to its
 last. To carry a name that was chosen by chance through a text takes a larger model or a longer
-training than ours: of the first model's stories most began with Mina and ended with Lily. So the
-fox is always Finn and meets the same helper; what happens to them differs from story to story.
+training than ours. So the fox is always Finn and meets the same helper; what happens to them differs
+from story to story.
 """
 
 import random

@@ -14,8 +14,7 @@ The training has four phases:
 
 1. Numbers only. Arithmetic, and stopping a count in time, have to be worked out by the model; the
    stories and the glossary it takes up by the way. But next to a story, where every other word
-   could have been another one, the gradient of a sum is faint: in a mixture from the start, the
-   model had read 3.7 million tokens and still counted on to 48, whatever the question.
+   could have been another one, the gradient of a sum is faint.
 2. Every kind of document.
 3. The same in rows as long as the context, so that every position up to 1,024 has been trained.
 4. Short rows again, which hold more questions that begin near position 0, as real ones do.
