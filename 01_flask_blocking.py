@@ -54,7 +54,7 @@ from ladder.schema import (
     TokenEvent,
     public_details,
 )
-from ladder.sequence import Sequence, sample_one, to_response
+from ladder.sequence import Sequence, milliseconds_since, sample_one, to_response
 from ladder.server import prepare, serve_wsgi
 
 
@@ -88,15 +88,15 @@ class Engine:
         """The loop at the bottom of every LLM server."""
         decoder = self.model.decoder
         started = time.perf_counter()
-        cache = decoder.new_cache(slots=1, context=sequence.size)
-        logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
+        cache = decoder.new_cache(slots=1, context=sequence.job.size)
+        logits = decoder.prefill(cache, [0], [sequence.job.prompt_ids])
         self.steps += 1
-        events = [sequence.append(sample_one(sequence, logits), started)]
+        events = [sequence.append(sample_one(sequence, logits), milliseconds_since(started))]
         while not sequence.finish_reason:
             started = time.perf_counter()
             logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
             self.steps += 1
-            events.append(sequence.append(sample_one(sequence, logits), started))
+            events.append(sequence.append(sample_one(sequence, logits), milliseconds_since(started)))
         return events
 
     def health(self) -> Health:

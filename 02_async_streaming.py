@@ -31,12 +31,11 @@ import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from fastapi.sse import format_sse_event
+from pydantic import SerializeAsAny
 
 from ladder import demos
 from ladder.cli import DemoOptions, ServerConfig, parse
@@ -47,12 +46,12 @@ from ladder.http import (
     STREAM_AND_ERRORS,
     EventStream,
     answer_errors_in_our_shape,
-    failure_status,
+    failure,
     log_failure,
 )
 from ladder.loading import Model
 from ladder.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
-from ladder.sequence import Sequence, sample_one, to_response
+from ladder.sequence import Sequence, milliseconds_since, sample_one, to_response
 from ladder.server import prepare, serve_asgi
 
 
@@ -73,45 +72,45 @@ class Engine:
         # Only this thread touches the model and the generators. Its queue is first in, first out: requests
         # take turns, and whatever closes a generator comes after the step that the generator is in.
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self.active: set[Sequence] = set()
+        self.active: dict[Sequence, Generator[TokenEvent]] = {}
         self.steps = 0
         self.stopping = False
 
-    def prepare(self, request: GenerateRequest) -> Sequence:
-        return Sequence(self.model, request)
+    def submit(self, request: GenerateRequest) -> Sequence:
+        sequence = Sequence(self.model, request)
+        self.active[sequence] = self.tokens(sequence)
+        return sequence
 
     def tokens(self, sequence: Sequence) -> Generator[TokenEvent]:
         """Rung 01's loop, with `yield` where that one collected. Each `next` is one forward pass."""
         decoder = self.model.decoder
         started = time.perf_counter()
-        cache = decoder.new_cache(slots=1, context=sequence.size)
-        logits = decoder.prefill(cache, [0], [sequence.prompt_ids])
+        cache = decoder.new_cache(slots=1, context=sequence.job.size)
+        logits = decoder.prefill(cache, [0], [sequence.job.prompt_ids])
         self.steps += 1
-        yield sequence.append(sample_one(sequence, logits), started)
+        yield sequence.append(sample_one(sequence, logits), milliseconds_since(started))
         while not sequence.finish_reason:
             if self.stopping:
                 raise ServerStopping
             started = time.perf_counter()
             logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
             self.steps += 1
-            yield sequence.append(sample_one(sequence, logits), started)
+            yield sequence.append(sample_one(sequence, logits), milliseconds_since(started))
 
-    async def generate(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
+    async def events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
         """The same tokens for the event loop, which is free while the worker computes the next one."""
         loop = asyncio.get_running_loop()
-        tokens = self.tokens(sequence)
-        self.active.add(sequence)
-        try:
-            while event := await loop.run_in_executor(self.worker, next, tokens, END):
-                yield event
-        finally:
-            # Runs at once when the client has left, wherever the loop stands; nothing here may wait.
-            self.worker.submit(self.finish, sequence, tokens)
+        tokens = self.active[sequence]
+        while event := await loop.run_in_executor(self.worker, next, tokens, END):
+            yield event
 
-    def finish(self, sequence: Sequence, tokens: Generator[TokenEvent]) -> None:
+    def abort(self, sequence: Sequence) -> None:
+        """Called when the client has left or has everything, wherever the event loop stands: do not wait."""
+        self.worker.submit(self.finish, sequence)
+
+    def finish(self, sequence: Sequence) -> None:
         """In the worker: drop the request's state, and with it the KV cache."""
-        tokens.close()
-        self.active.discard(sequence)
+        self.active.pop(sequence).close()
 
     def stop(self) -> None:
         self.stopping = True
@@ -131,9 +130,8 @@ class Engine:
 async def stream(engine: StreamingEngine, sequence: Sequence) -> AsyncGenerator[bytes]:
     """A request as server-sent events, with exactly one last event: [DONE], or an error."""
     try:
-        async with aclosing(engine.generate(sequence)) as events:
-            async for event in events:
-                yield format_sse_event(data_str=event.model_dump_json(exclude_none=True))
+        async for event in engine.events(sequence):
+            yield format_sse_event(data_str=event.model_dump_json(exclude_none=True))
         yield format_sse_event(data_str="[DONE]")
     except Exception as error:
         # The status went out long ago, as 200: only an event can still tell the client.
@@ -145,8 +143,7 @@ async def collect(engine: StreamingEngine, sequence: Sequence, request: Request)
     """All events of a request; or None, and no more work done, as soon as its client has left."""
 
     async def everything() -> list[TokenEvent]:
-        async with aclosing(engine.generate(sequence)) as events:
-            return [event async for event in events]
+        return [event async for event in engine.events(sequence)]
 
     async def client_leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -159,6 +156,7 @@ async def collect(engine: StreamingEngine, sequence: Sequence, request: Request)
     finally:
         work.cancel()
         leaving.cancel()
+        engine.abort(sequence)
 
 
 def create_app(engine: StreamingEngine, title: str = "Rung 02: async streaming") -> FastAPI:
@@ -170,20 +168,20 @@ def create_app(engine: StreamingEngine, title: str = "Rung 02: async streaming")
     async def generate(body: GenerateRequest, request: Request) -> Response | GenerateResponse:
         """Continue a prompt: the whole text at once, or with `stream` each token as it comes."""
         started = time.perf_counter()
-        sequence = engine.prepare(body)
+        sequence = engine.submit(body)
         if body.stream:
-            return EventStream(stream(engine, sequence))
+            return EventStream(stream(engine, sequence), over=lambda: engine.abort(sequence))
         try:
             events = await collect(engine, sequence, request)
         except Exception as error:
             log_failure(error)
-            return JSONResponse(ErrorBody.of(error).model_dump(), status_code=failure_status(error))
+            return failure(error)
         if events is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return to_response(sequence, events, started)
 
     @app.get("/health")
-    async def health() -> Health:
+    async def health() -> SerializeAsAny[Health]:
         """Alive, and how busy. Answered by the event loop, whatever the model is doing."""
         return engine.health()
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+DTYPES = ("float32", "bfloat16", "int8")
+
 
 def option(default: Any, help: str, check: Callable[[str], Any] = str, choices: Any = None) -> Any:
     """A configuration field that is also a command-line flag."""
@@ -42,7 +44,7 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(5000, "port to listen on; 0 takes a free one", whole_number(0, 65535))
     model: str = option("tiny", "tiny (bundled), a directory, a hub id, or random:SHAPE")
-    dtype: str = option("auto", "auto is float32 on a CPU", choices=("auto", "float32", "bfloat16"))
+    dtype: str = option("auto", "auto is float32 on a CPU; int8 needs a CPU", choices=("auto", *DTYPES))
     device: str = option("auto", "auto is the GPU if torch finds one", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "torch's threads; default: one for each core", whole_number(1))
 
@@ -51,6 +53,19 @@ class ServerConfig:
         names = ("model", "dtype", "device", "threads")
         given = [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
         return [part for name, value in given for part in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class EngineConfig(ServerConfig):
+    """The flags of an engine that decides at every step which requests share it: rungs 04 and 05."""
+
+    max_batch: int = option(32, "requests that run at the same time", whole_number(1))
+    max_queue: int = option(64, "requests that may wait; more are refused with 503", whole_number(1))
+    max_context: int | None = option(
+        None, "most tokens of a prompt and its answer; default: the model's", whole_number(2)
+    )
+    kv_memory: int = option(512, "MiB for the keys and values of running requests", whole_number(1))
+    prefill_chunk: int = option(256, "most prompt tokens in one forward pass", whole_number(1))
 
 
 @dataclass(frozen=True)

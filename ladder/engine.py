@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from ladder.schema import GenerateRequest, Health, TokenEvent
 from ladder.sequence import Sequence
 
 
-class ServerStopping(Exception):
+class Unavailable(Exception):
+    """The request cannot be served now, through no fault of its own: 503, and when to come back."""
+
+    retry_after = 1
+    """Seconds."""
+
+
+class ServerStopping(Unavailable):
     """Ends the requests that are under way when the server is told to stop."""
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; send the request again in a while")
 
 
+class QueueFull(Unavailable):
+    """Refused at once: to wait behind so many others would only make the client time out later."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"the queue is full, {waiting} requests are waiting; send it again in a while")
+
+
+class RequestFailed(Exception):
+    """The engine could not go on with this request, and has logged why."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class StreamingEngine(Protocol):
-    def prepare(self, request: GenerateRequest) -> Sequence:
-        """Tokenize and check, before anything is answered; raises `RequestError`."""
+    def submit(self, request: GenerateRequest) -> Sequence:
+        """Tokenize, check and take a request, before anything is answered.
+
+        Raises `RequestError` if it does not fit the model, `Unavailable` if it cannot be served now.
+        """
         ...
 
-    def generate(self, sequence: Sequence) -> AsyncGenerator[TokenEvent, None]:
-        """The tokens as they come. Closing the generator ends the request's work."""
+    def events(self, sequence: Sequence) -> AsyncIterator[TokenEvent]:
+        """The tokens of a request as they come."""
+        ...
+
+    def abort(self, sequence: Sequence) -> None:
+        """Nobody waits for this request any more: end its work. Does nothing if it has ended."""
         ...
 
     def health(self) -> Health: ...

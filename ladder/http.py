@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ladder.engine import ServerStopping
+from ladder.engine import RequestFailed, Unavailable
 from ladder.schema import ErrorBody, RequestError, public_details
 
 logger = logging.getLogger("ladder")
@@ -30,7 +30,7 @@ STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
         },
     },
     500: {"model": ErrorBody, "description": "The engine failed."},
-    503: {"model": ErrorBody, "description": "The server is stopping."},
+    503: {"model": ErrorBody, "description": "Not now: the queue is full, or the server is stopping."},
 }
 """What POST /generate can answer, for /docs."""
 
@@ -48,10 +48,12 @@ class EventStream(StreamingResponse):
     patience = 30.0
     """Seconds that a client may go without reading, once the buffers on the way to it are full."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], over: Callable[[], None]) -> None:
+        """`over` is called when the response is, even if not one event of it was asked for."""
         # Without these two headers, caches and proxies collect the stream before they pass it on.
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._events = events
+        self._over = over
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: MutableMapping[str, Any]) -> None:
@@ -63,6 +65,7 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             logger.warning("a client read nothing for %g s and was dropped", self.patience)
         finally:
+            self._over()
             await self._events.aclose()
 
 
@@ -77,6 +80,10 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
     async def does_not_fit_the_model(_: Request, error: RequestError) -> JSONResponse:
         return unprocessable(error.details)
 
+    @app.exception_handler(Unavailable)
+    async def not_now(_: Request, error: Unavailable) -> JSONResponse:
+        return failure(error)
+
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         # FastAPI's answer to a body that is not even text, such as bytes that are no UTF-8.
@@ -86,13 +93,17 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
 
 
 def log_failure(error: Exception) -> None:
-    """A failure that the server did not bring about itself goes to its log, with the traceback."""
-    if not isinstance(error, ServerStopping):
+    """A failure that is news goes to the server's log, with the traceback."""
+    if not isinstance(error, Unavailable | RequestFailed):
         logger.error("a request failed", exc_info=error)
 
 
-def failure_status(error: Exception) -> int:
-    return 503 if isinstance(error, ServerStopping) else 500
+def failure(error: Exception) -> JSONResponse:
+    """The answer to a request that failed before anything of its answer went out."""
+    body = ErrorBody.of(error).model_dump()
+    if isinstance(error, Unavailable):
+        return JSONResponse(body, 503, {"Retry-After": str(error.retry_after)})
+    return JSONResponse(body, 500)
 
 
 def unprocessable(details: list[dict[str, Any]]) -> JSONResponse:

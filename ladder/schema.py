@@ -76,6 +76,21 @@ class Health(BaseModel):
     pid: int
 
 
+class SlotHealth(Health):
+    """GET /health of an engine with slots: rungs 04 and 05."""
+
+    prefilling: Annotated[int, Field(description="Running requests whose prompt is still being read.")]
+    slots: Annotated[int, Field(description="The most requests that could run at this slot size.")]
+    slot_size: Annotated[int, Field(description="Tokens that each slot has room for; follows the longest.")]
+
+
+class EngineHealth(SlotHealth):
+    """GET /health of a server whose engine is another process: rung 05."""
+
+    engine_pid: Annotated[int | None, Field(description="The engine's process; null while there is none.")]
+    restarts: Annotated[int, Field(description="How often the engine has been started again.")]
+
+
 class ErrorBody(BaseModel):
     """What a client gets when the engine failed: as an event in a stream, else with status 500."""
 
@@ -87,7 +102,7 @@ class ErrorBody(BaseModel):
 
     @classmethod
     def of(cls, error: Exception) -> ErrorBody:
-        return cls(error=cls.Error(type=type(error).__name__, message=str(error)))
+        return cls(error=cls.Error(type=getattr(error, "kind", type(error).__name__), message=str(error)))
 
 
 class RequestError(ValueError):

@@ -8,41 +8,56 @@ from __future__ import annotations
 
 import secrets
 import time
+from itertools import count
+from typing import Protocol
 
 from torch import Tensor
 
-from ladder.loading import Model
+from ladder.messages import Job
 from ladder.sampling import SamplingBatch, SamplingSettings, sample
 from ladder.schema import FinishReason, GenerateRequest, GenerateResponse, RequestError, TokenEvent
+from ladder.text import Tokenizer
+
+
+class Vocabulary(Protocol):
+    """The part of a model that turns text into tokens and back."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    @property
+    def context(self) -> int: ...
+
+
+numbers = count(1)
+"""Requests are numbered in the order in which they come."""
 
 
 class Sequence:
     """Fed with token ids by an engine; gives out the events that a client sees."""
 
-    def __init__(self, model: Model, request: GenerateRequest) -> None:
-        """Tokenize the prompt and check that it fits the model, else raise a `RequestError`."""
-        self.prompt_ids = encode_prompt(model, request)
-        self.max_tokens = request.max_tokens
-        seed = secrets.randbits(64) if request.seed is None else request.seed
-        self.settings = SamplingSettings(request.temperature, request.top_p, seed)
-        self.size = len(self.prompt_ids) + self.max_tokens  # the most tokens that it can come to
+    def __init__(self, model: Vocabulary, request: GenerateRequest, context: int | None = None) -> None:
+        """Tokenize the prompt and check that it fits the model (or less of it), else raise `RequestError`."""
+        seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
+        self.job = Job(
+            id=next(numbers),
+            prompt_ids=encode_prompt(model, request, context or model.context),
+            max_tokens=request.max_tokens,
+            settings=SamplingSettings(request.temperature, request.top_p, seed),
+            stop_ids=model.stop_ids,
+        )
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self._stop_ids = model.stop_ids
         self._detokenizer = model.tokenizer.detokenizer()
 
-    def append(self, token_id: int, started: float) -> TokenEvent:
-        """Take the token that the engine has sampled, and say what the client is to see of it.
-
-        `started` is the `perf_counter` reading from when the work for this token began.
-        """
-        milliseconds = round((time.perf_counter() - started) * 1000, 3)
+    def append(self, token_id: int, milliseconds: float) -> TokenEvent:
+        """Take the token that the engine has sampled, and say what the client is to see of it."""
         first = not self.token_ids
         self.token_ids.append(token_id)
-        if token_id in self._stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) == self.max_tokens:
-            self.finish_reason = "length"
+        self.finish_reason = self.job.finish_reason(self.token_ids)
         text = "" if self.finish_reason == "stop" else self._detokenizer.push(token_id)
         if self.finish_reason:
             text += self._detokenizer.flush()
@@ -55,11 +70,16 @@ class Sequence:
         )
 
 
-def encode_prompt(model: Model, request: GenerateRequest) -> list[int]:
-    room = model.context - request.max_tokens
+def milliseconds_since(started: float) -> float:
+    """From a `perf_counter` reading until now."""
+    return round((time.perf_counter() - started) * 1000, 3)
+
+
+def encode_prompt(model: Vocabulary, request: GenerateRequest, context: int) -> list[int]:
+    room = context - request.max_tokens
     if room < 1:
         raise RequestError(
-            "max_tokens", f"max_tokens must leave room for a prompt in the model's context of {model.context}"
+            "max_tokens", f"max_tokens must leave room for a prompt in this server's context of {context}"
         )
     # A text this long cannot fit whatever its tokens are: do not spend time on tokenizing it.
     too_long = len(request.prompt) > room * model.tokenizer.longest_token
@@ -68,8 +88,8 @@ def encode_prompt(model: Model, request: GenerateRequest) -> list[int]:
         size = "far more" if too_long else str(len(prompt_ids))
         raise RequestError(
             "prompt",
-            f"{size} prompt tokens + max_tokens {request.max_tokens} exceed the model's context "
-            f"of {model.context}",
+            f"{size} prompt tokens + max_tokens {request.max_tokens} exceed this server's context "
+            f"of {context}",
         )
     if not prompt_ids:
         raise RequestError("prompt", "the prompt has no tokens")
@@ -78,7 +98,7 @@ def encode_prompt(model: Model, request: GenerateRequest) -> list[int]:
 
 def sample_one(sequence: Sequence, logits: Tensor) -> int:
     """The next token of a request that has the forward pass to itself; `logits` is [1, vocabulary]."""
-    return int(sample(logits, SamplingBatch([sequence.settings]), [len(sequence.token_ids)]))
+    return int(sample(logits, SamplingBatch([sequence.job.settings]), [len(sequence.token_ids)]))
 
 
 def to_response(sequence: Sequence, events: list[TokenEvent], started: float) -> GenerateResponse:
@@ -90,8 +110,8 @@ def to_response(sequence: Sequence, events: list[TokenEvent], started: float) ->
         text="".join(event.token for event in events),
         token_ids=sequence.token_ids,
         finish_reason=last.finish_reason,
-        prompt_tokens=len(sequence.prompt_ids),
+        prompt_tokens=len(sequence.job.prompt_ids),
         completion_tokens=len(sequence.token_ids),
         prefill_time_ms=first.prefill_time_ms,
-        total_time_ms=round((time.perf_counter() - started) * 1000, 3),
+        total_time_ms=milliseconds_since(started),
     )

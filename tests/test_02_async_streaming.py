@@ -246,14 +246,14 @@ def test_two_requests_take_turns_step_by_step(endless_model: Model) -> None:
 
     def noted(sequence: Any) -> Any:
         for event in tokens(sequence):
-            order.append(sequence.max_tokens)
+            order.append(sequence.job.max_tokens)
             yield event
 
     engine.tokens = noted
 
     async def consume(max_tokens: int) -> None:
         request = GenerateRequest(prompt=STORY, max_tokens=max_tokens, seed=1)
-        async for _ in engine.generate(engine.prepare(request)):
+        async for _ in engine.events(engine.submit(request)):
             pass
 
     async def both() -> None:
