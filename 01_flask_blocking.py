@@ -39,7 +39,7 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from ladder import demos
+from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
 from ladder.client import Client
 from ladder.errors import errors_in_one_line
@@ -159,14 +159,15 @@ def demo(config: Config, options: DemoOptions) -> None:
 
 
 async def suffer(show: demos.Show, servers: dict[str, str]) -> None:
-    requests = {name: (url, demos.REQUEST) for name, url in servers.items()}
-    seen = await demos.watch(show, requests)
-    figures = {name: demos.latency_figures(observations) for name, observations in seen.items()}
+    crowds = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
+    seen = await demos.watch(show, crowds)
+    figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     for name, url in servers.items():
         with show.busy(f"{name}: a second client, and one who leaves"):
             figures[name] |= await second_client(url)
-            figures[name] |= await demos.leaving_figures(url, demos.REQUEST, seen[name])
-    show.conclude(demos.LATENCY_ROWS | SECOND_CLIENT_ROWS | demos.LEAVING_ROWS, figures, seen)
+            figures[name] |= await scenes.leaving_figures(url, scenes.REQUEST, seen[name])
+    rows = scenes.LATENCY_ROWS | SECOND_CLIENT_ROWS | scenes.LEAVING_ROWS
+    show.conclude(rows, figures, *plots.of_latency(show.title, seen))
 
 
 SECOND_CLIENT_ROWS = {
@@ -175,13 +176,13 @@ SECOND_CLIENT_ROWS = {
 }
 
 
-async def second_client(url: str) -> demos.Figures:
+async def second_client(url: str) -> scenes.Figures:
     """A short question, asked of an idle server and then just after somebody else's long one."""
-    question: demos.Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10}
+    question: scenes.Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10}
     async with Client(url) as client:
         alone = await client.generate(**question)
         async with asyncio.TaskGroup() as both:
-            both.create_task(client.generate(**demos.REQUEST))
+            both.create_task(client.generate(**scenes.REQUEST))
             await asyncio.sleep(0.02)
             second = both.create_task(client.generate(**question))
     return {"second_alone_ms": 1000 * alone.e2el, "second_beside_ms": 1000 * second.result().e2el}

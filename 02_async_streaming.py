@@ -37,7 +37,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import SerializeAsAny
 
-from ladder import demos
+from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, parse
 from ladder.engine import ServerStopping, StreamingEngine
 from ladder.errors import errors_in_one_line
@@ -197,17 +197,17 @@ def demo(config: Config, options: DemoOptions) -> None:
 
 
 async def compare(show: demos.Show, blocking: str, streaming: str) -> None:
-    requests = {
-        "01": (blocking, demos.REQUEST),
-        "02, stream: false": (streaming, demos.REQUEST),
-        "02, stream: true": (streaming, {**demos.REQUEST, "stream": True}),
+    crowds = {
+        "01": (blocking, [scenes.REQUEST]),
+        "02, stream: false": (streaming, [scenes.REQUEST]),
+        "02, stream: true": (streaming, [scenes.STREAM]),
     }
-    seen = await demos.watch(show, requests)
-    figures = {name: demos.latency_figures(observations) for name, observations in seen.items()}
+    seen = await demos.watch(show, crowds)
+    figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     with show.busy("now the client leaves after a quarter of the time"):
-        for name, (url, request) in requests.items():
-            figures[name] |= await demos.leaving_figures(url, request, seen[name])
-    show.conclude(demos.LATENCY_ROWS | demos.LEAVING_ROWS, figures, seen)
+        for name, (url, (request,)) in crowds.items():
+            figures[name] |= await scenes.leaving_figures(url, request, seen[name])
+    show.conclude(scenes.LATENCY_ROWS | scenes.LEAVING_ROWS, figures, *plots.of_latency(show.title, seen))
 
 
 def main() -> None:

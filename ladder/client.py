@@ -25,6 +25,7 @@ from typing import Any, Self
 import aiohttp
 
 from ladder.sse import Event, EventParser
+from ladder.trace import Step
 
 clock = time.perf_counter
 PROBE_INTERVAL = 0.05
@@ -110,6 +111,19 @@ class Client:
         async with self.session.get("/health") as response:
             answer: dict[str, Any] = await response.json()
             return answer
+
+    async def until_ready(self) -> None:
+        """Wait until the engine of rung 05 would serve a request."""
+        while True:
+            async with self.session.get("/ready") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(PROBE_INTERVAL)
+
+    async def steps(self) -> list[Step]:
+        """The last forward passes, from a rung that keeps them."""
+        async with self.session.get("/steps") as response:
+            return [Step.model_validate(step) for step in await response.json()]
 
     async def idle(self) -> dict[str, Any]:
         """Wait until no request is under way; return the /health that says so."""

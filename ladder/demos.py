@@ -1,119 +1,78 @@
-"""What the demos measure, and how they show it; what is measured, and why, stands in each rung.
-
-A demo starts real servers, asks them as a client would, and shows in the terminal what the client saw.
-"""
+"""How the demos show what they measure: live in the terminal, as a closing table, as JSON, as a plot."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ladder.cli import DemoOptions, ServerConfig
-from ladder.client import Client, Measurement, OnToken, clock, median, percentile
+from ladder.client import Measurement, clock
 from ladder.launch import running_rungs
 from ladder.machine import command_line, describe_machine
-
-Request = Mapping[str, Any]
-Figures = dict[str, float]
-
-REQUEST: Request = {"prompt": "Tell me a story about a fox.", "temperature": 0, "max_tokens": 100}
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One request, and how /health answered while it ran."""
-
-    measurement: Measurement
-    health: list[tuple[float, float]]  # (when asked, seconds until answered)
-
-
-async def observe(url: str, request: Request, on_token: OnToken | None = None) -> Observation:
-    async with Client(url) as client:
-        async with client.probing_health() as health:
-            measurement = await client.generate(**request, on_token=on_token)
-        return Observation(measurement, [sample for sample in health if sample[0] < measurement.ended])
+from ladder.scenes import (
+    LATE,
+    LONG,
+    REQUEST,
+    Crowd,
+    Figures,
+    Observation,
+    Scene,
+    arrivals,
+    observe,
+    rounds_for,
+    warm_up,
+)
+from ladder.trace import Step
 
 
-LEAVING_ROWS = {
-    "passes": "passes, whole text",
-    "passes_after_leaving": "passes, client left at 1/4",
-}
-
-
-async def leaving_figures(url: str, request: Request, seen: Sequence[Observation]) -> Figures:
-    """How much work a server does for a client who is gone after a quarter of the time."""
-    async with Client(url) as client:
-        before = (await client.idle())["steps"]
-        try:
-            async with asyncio.timeout(seen[0].measurement.e2el / 4):
-                await client.generate(**request)
-        except TimeoutError:
-            pass
-        spent = (await client.idle())["steps"] - before
-    return {"passes": len(seen[0].measurement.token_ids), "passes_after_leaving": spent}
-
-
-async def watch(show: Show, requests: Mapping[str, tuple[str, Request]]) -> dict[str, list[Observation]]:
-    """Send one request after the other, the first time for all to see, then again for the medians."""
+async def watch(show: Show, crowds: Mapping[str, tuple[str, Crowd]]) -> dict[str, list[Observation]]:
+    """Send one crowd after the other, the first time for all to see, then again for the medians."""
     with show.busy("warming up"):
-        for url, request in requests.values():
-            await warm_up(url, request)
+        for url, crowd in crowds.values():
+            await warm_up(url, crowd[0])
     seen: dict[str, list[Observation]] = {}
-    with show.lanes(*requests) as lanes:
-        for lane, (name, (url, request)) in zip(lanes, requests.items(), strict=True):
+    with show.lanes(*crowds) as lanes:
+        for lane, (name, (url, crowd)) in zip(lanes, crowds.items(), strict=True):
             lane.begin()
-            seen[name] = [await observe(url, request, lane.on_token)]
-    longest = max(observations[0].measurement.e2el for observations in seen.values())
+            seen[name] = [await observe(url, crowd, lane.on_token)]
+    longest = max(observations[0].seconds for observations in seen.values())
     for number in range(2, rounds_for(longest) + 1):
         with show.busy(f"the same again, for the medians: round {number}"):
-            for name, (url, request) in requests.items():
-                seen[name].append(await observe(url, request))
+            for name, (url, crowd) in crowds.items():
+                seen[name].append(await observe(url, crowd))
     return seen
 
 
-async def warm_up(url: str, request: Request) -> None:
-    """The first request of its kind pays for memory and code that later ones find ready."""
-    async with Client(url) as client:
-        await client.generate(**{**request, "max_tokens": 4})
+async def watch_arrivals(show: Show, servers: Mapping[str, str]) -> dict[str, Scene]:
+    """The same arrivals at one server after the other; one long request and a late one are shown."""
+    seen: dict[str, Scene] = {}
+    names = [f"{name}: {who}" for name in servers for who in ("the long one", "the late one")]
+    with show.lanes(*names) as lanes:
+        for number, (name, url) in enumerate(servers.items()):
+            long, late = lanes[2 * number : 2 * number + 2]
+            long.begin()
+            late.begin()
+            seen[name] = await arrivals(url, {LONG: long.on_token, LATE: late.on_token})
+    return seen
 
 
-def rounds_for(seconds: float) -> int:
-    """Short runs are repeated, because chance weighs more in them."""
-    return 5 if seconds < 1 else 3 if seconds < 4 else 1
+async def warm_up_all(show: Show, servers: Mapping[str, str]) -> None:
+    with show.busy("warming up"):
+        for url in servers.values():
+            await warm_up(url, REQUEST)
 
 
-LATENCY_ROWS = {
-    "first_token_ms": "first visible token",
-    "complete_ms": "complete text",
-    "health_median_ms": "/health meanwhile, median",
-    "health_p95_ms": "/health meanwhile, 95 %",
-    "health_worst_ms": "/health meanwhile, worst",
-}
-
-
-def latency_figures(observations: Sequence[Observation]) -> Figures:
-    """Medians over the rounds; the /health answers of all rounds together."""
-    health = [seconds for observation in observations for _, seconds in observation.health]
-    return {
-        "first_token_ms": 1000 * median([one.measurement.ttft for one in observations]),
-        "complete_ms": 1000 * median([one.measurement.e2el for one in observations]),
-        "tokens_per_second": median([one.measurement.tokens_per_second for one in observations]),
-        "health_median_ms": 1000 * median(health),
-        "health_p95_ms": 1000 * percentile(health, 95),
-        "health_worst_ms": 1000 * max(health),
-    }
+Draw = Callable[[Path], None]
+"""Makes the figure for --plot."""
 
 
 class Show:
@@ -152,17 +111,24 @@ class Show:
         with Live(get_renderable=lambda: side_by_side(lanes), console=self.console, refresh_per_second=15):
             yield lanes
 
+    def timelines(self, servers: Mapping[str, Sequence[Step]]) -> None:
+        """One below the other, to the same scale."""
+        for name, steps in servers.items():
+            self.console.print(timeline(name, steps, self.console.width - 12))
+        self.console.print(
+            Text("a letter a request; large: its prompt is read; · a row computed for nobody", "dim")
+        )
+
     def conclude(
         self,
         rows: Mapping[str, str],
         figures: Mapping[str, Figures],
-        seen: Mapping[str, Sequence[Observation]],
+        rounds: int,
+        draw: Draw,
     ) -> None:
         """The closing table, or the JSON object: `rows` names the figures, `figures` has a column each."""
         if self.options.plot:
-            plot(
-                self.options.plot, self.title, {name: observations[0] for name, observations in seen.items()}
-            )
+            draw(self.options.plot)
         machine = describe_machine()
         if self.options.json:
             result = {
@@ -170,7 +136,7 @@ class Show:
                 "model": self.config.model,
                 "machine": machine,
                 "command": command_line(),
-                "rounds": len(next(iter(seen.values()))),
+                "rounds": rounds,
                 "figures": figures,
             }
             print(json.dumps(result, indent=2))
@@ -224,6 +190,8 @@ class Lane:
         if self.measurement is None:
             return f"nothing for {clock() - self.started:.1f} s"
         first = formatted("_ms", 1000 * self.measurement.ttft)
+        if self.measurement.error:
+            return f"error: {self.measurement.error['message']}"
         if not self.measurement.ended:
             return f"first token {first}"
         return f"{first} to {formatted('_ms', 1000 * self.measurement.e2el)}"
@@ -240,29 +208,27 @@ def side_by_side(lanes: Sequence[Lane]) -> RenderableType:
     return grid
 
 
-def plot(file: Path, title: str, observations: Mapping[str, Observation]) -> None:
-    """Time to first token and responsiveness: what each client saw when, and how long /health took."""
-    # Imported here because it takes as long as a whole demo step, and only --plot needs it.
-    import matplotlib as mpl
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 
-    mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "serving-ladder"
-    from matplotlib import pyplot
 
-    figure, (tokens, health) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    figure.suptitle(title)
-    for name, observation in observations.items():
-        seen = [moment - observation.measurement.sent for moment in observation.measurement.token_times]
-        (line,) = tokens.step([0, *seen], range(len(seen) + 1), where="post", label=name)
-        tokens.plot(seen[0], 1, "o", color=line.get_color())
-        asked = [moment - observation.measurement.sent for moment, _ in observation.health]
-        waits = [1000 * seconds for _, seconds in observation.health]
-        health.plot(asked, waits, "o-", label=name)
-    tokens.set_ylabel("tokens on the client's screen")
-    tokens.legend()
-    health.set(
-        ylabel="/health answered after (ms)", xlabel="seconds since the request was sent", yscale="log"
-    )
-    health.legend()
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
-    pyplot.close(figure)
+def timeline(name: str, steps: Sequence[Step], width: int) -> RenderableType:
+    """Who held which slot at each step: a line a slot, a letter a request, in the order of arrival."""
+    requests = sorted({row.request for step in steps for row in step.rows})
+    together = -(-len(steps) // width)  # so many steps share a column
+    slots = 1 + max(row.slot for step in steps for row in step.rows)
+    lines = [Text(f"slot {slot:2}  ") for slot in range(slots)]
+    for start in range(0, len(steps), together):
+        shown = steps[start : start + together]
+        step = next((step for step in shown if step.kind == "prefill"), shown[0])
+        rows = {row.slot: row for row in step.rows}
+        for slot, line in enumerate(lines):
+            if row := rows.get(slot):
+                number = requests.index(row.request)
+                letter = LETTERS[number % 26]
+                shape = letter.upper() if step.kind == "prefill" else letter if row.used else "·"
+                line.append(shape, COLOURS[number % len(COLOURS)] if row.used else "dim")
+            else:
+                line.append(" ")
+    title = f"{name}: {len(steps)} steps" + (f", {together} a column" if together > 1 else "")
+    return Group(Text(title, "bold"), *lines)

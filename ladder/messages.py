@@ -75,6 +75,7 @@ class Start(Struct, frozen=True, tag=True):
     """The first message to an engine in a process of its own: which model to load, and how to run it."""
 
     config: EngineConfig
+    overlapped: bool
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -97,14 +98,16 @@ class Unusable(Struct, frozen=True, tag=True):
 class Update(Struct, frozen=True, tag=True):
     """What one step has brought. `dropped` are the jobs that ended because of an `Abort`."""
 
-    tokens: list[Token]
-    failures: list[Failed]
-    dropped: list[int]
-    status: Status
+    tokens: list[Token] = []
+    failures: list[Failed] = []
+    dropped: list[int] = []
+    status: Status = Status()
 
 
 class Beat(Struct, frozen=True, tag=True):
-    """Sent twice a second, whatever the engine is doing: it is alive."""
+    """Sent several times a second, whatever the engine is doing: it is alive."""
+
+    doing: str
 
 
 Command = Start | Job | Abort

@@ -16,6 +16,7 @@ logits that follow each row's last token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,9 +117,28 @@ class KVCache:
     ) -> None:
         shape = (architecture.layers, 2, slots, architecture.kv_heads, context, architecture.head_dim)
         # Zeros, not empty memory: masked positions are multiplied by 0, and 0 × NaN is NaN.
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self._memory = torch.zeros(math.prod(shape), dtype=dtype, device=device)
+        self.data = self._memory.view(shape)
         self.context = context
         self.lengths = [0] * slots
+
+    def reshape(self, slots: int, context: int) -> None:
+        """Cut the same memory into more and shorter slots, or into fewer and longer ones.
+
+        What the slots hold stays, so the ones in use must be among the first `slots` and fit `context`.
+        """
+        held = [self.data[:, :, slot, :, : self.lengths[slot]].clone() for slot in self.occupied()]
+        layers, two, _, kv_heads, _, head_dim = self.data.shape
+        shape = (layers, two, slots, kv_heads, context, head_dim)
+        self.data = self._memory[: math.prod(shape)].view(shape)
+        self.context = context
+        occupied = self.occupied()
+        self.lengths = [*self.lengths[:slots], *[0] * (slots - len(self.lengths))]
+        for slot, content in zip(occupied, held, strict=True):
+            self.data[:, :, slot, :, : self.lengths[slot]] = content
+
+    def occupied(self) -> list[int]:
+        return [slot for slot, length in enumerate(self.lengths) if length > 0]
 
     def reset(self, slot: int) -> None:
         """Hand the slot to a new request; what it held is overwritten as the new text grows."""
@@ -187,14 +207,19 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
-        self.dtype = embedding.dtype
+        self.dtype = self.cache_dtype = embedding.dtype
         self.device = embedding.device
         self.cosine, self.sine = rotation_tables(architecture, self.dtype, self.device)
 
     def new_cache(self, slots: int, context: int | None = None) -> KVCache:
         """Room for `slots` requests of up to `context` tokens each."""
         context = context or self.architecture.context
-        return KVCache(self.architecture, slots, context, self.dtype, self.device)
+        return KVCache(self.architecture, slots, context, self.cache_dtype, self.device)
+
+    def tokens_in(self, memory: int) -> int:
+        """How many tokens' keys and values fit so many bytes."""
+        shape = self.architecture
+        return memory // (2 * shape.layers * shape.kv_heads * shape.head_dim * self.cache_dtype.itemsize)
 
     def prefill(self, cache: KVCache, slots: Sequence[int], chunks: Sequence[Sequence[int]]) -> Tensor:
         """Append to each slot its chunk of a prompt; return the logits after each, [batch, vocabulary].

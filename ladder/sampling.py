@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class SamplingSettings:
 
 
 class SamplingBatch:
-    """The settings of several requests as columns. Build it when the batch changes, not every step."""
+    """The settings of several requests as columns."""
 
     def __init__(self, rows: Sequence[SamplingSettings], device: torch.device | None = None) -> None:
         self.temperature = torch.tensor([row.temperature for row in rows], device=device).unsqueeze(1)
@@ -41,6 +42,12 @@ class SamplingBatch:
         self.seeds: Words = np.array(seeds, dtype=np.uint64)
         self.greedy = all(row.temperature == 0 for row in rows)
         self.nucleus = [index for index, row in enumerate(rows) if row.top_p < 1]
+
+
+@lru_cache(maxsize=64)
+def sampling_batch(rows: tuple[SamplingSettings, ...], device: torch.device) -> SamplingBatch:
+    """The columns for these rows, kept for the next steps: most have the rows of the step before."""
+    return SamplingBatch(rows, device)
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import torch
@@ -27,18 +27,27 @@ GRACE_SECONDS = 3
 
 def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
     """What every server does first: take the port, so that a busy one is told at once, then load."""
+    listener = take_port(config)
+    with Console(stderr=True).status(f"loading {config.model}"):
+        return load(config), listener
+
+
+def take_port(config: ServerConfig) -> socket.socket:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    listener = listen(config.host, config.port)
+    return listen(config.host, config.port)
+
+
+def load(config: ServerConfig) -> Model:
+    """The model, in a thread that will not run it."""
     threads = config.threads or torch.get_num_threads()
     # Each thread that computes gets helpers of its own from OpenMP. Once there are more helpers than cores,
     # none of them waits awake any more, and every small product pays for waking them: the bundled model took
     # two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
     torch.set_num_threads(1)
-    with Console(stderr=True).status(f"loading {config.model}"):
-        model = load_model(config.model, config.dtype, config.device)
+    model = load_model(config.model, config.dtype, config.device)
     torch.set_num_threads(threads)
-    return model, listener
+    return model
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,15 +76,24 @@ def announce(listener: socket.socket) -> None:
 class ReadyServer(uvicorn.Server):
     """Uvicorn that prints the ready line, and lets the engine end its streams when it is to stop."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, stop_engine: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        stop_engine: Callable[[], None],
+        start_engine: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
         )
         super().__init__(settings)
         self._listener = listener
         self._stop_engine = stop_engine
+        self._start_engine = start_engine
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._start_engine:
+            await self._start_engine()
         await super().startup(sockets)
         announce(self._listener)
 
@@ -84,9 +102,14 @@ class ReadyServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve_asgi(app: FastAPI, listener: socket.socket, stop_engine: Callable[[], None]) -> NoReturn:
+def serve_asgi(
+    app: FastAPI,
+    listener: socket.socket,
+    stop_engine: Callable[[], None],
+    start_engine: Callable[[], Awaitable[None]] | None = None,
+) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
-    ReadyServer(app, listener, stop_engine).run(sockets=[listener])
+    ReadyServer(app, listener, stop_engine, start_engine).run(sockets=[listener])
     leave()
 
 

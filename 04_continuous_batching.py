@@ -1,0 +1,317 @@
+"""Rung 04: requests join and leave the batch at every step.
+
+Rung 03 closes a batch and runs it to its end: late requests wait, finished ones are computed on. But
+nothing ties the rows of a forward pass together. Each has its own slot of the KV cache, and who takes part
+can be decided anew at every step:
+
+    slot    step 1    2    3    4    5    6    7    8
+      0     │ AAA │  a │  a │    │  a │  a │  a │  a │       AAA  a piece of a prompt: prefill
+      1     │ BB  │  b │  b │    │  b │  c │  c │  c │       a    one token: decode
+      2     │     │    │    │ CC │  c │    │    │    │
+                                 └─ C came late and joins; B ends, and C moves up into its slot
+
+- The scheduler has two queues: `waiting`, in order of arrival, and `running`, where a request's place is its
+  slot. The slots in use stay the first ones, so that a step reads one block of memory.
+- Whoever is first is admitted when a slot and its memory are free. Nobody overtakes, so nobody starves.
+- A step is one forward pass: a token for everyone, or pieces of prompts. When both are wanted they take
+  turns, and a long prompt is read in pieces, so that nobody's tokens stop while it is read.
+- A request that breaks a pass is found by running its rows alone, and fails alone.
+
+    python 04_continuous_batching.py --demo
+    python 04_continuous_batching.py
+    curl localhost:5000/steps
+
+What is still wrong: the engine's thread and the web server share one process, hence one GIL. When many
+streams are written the model waits for the interpreter, and /health waits for the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from msgspec.structs import asdict
+
+from ladder import demos, import_rung, plots, scenes, trace
+from ladder.cli import DemoOptions, EngineConfig, parse
+from ladder.engine import QueueFull, ServerStopping
+from ladder.errors import UserError, errors_in_one_line
+from ladder.frontend import Frontend
+from ladder.loading import Model
+from ladder.messages import Abort, Failed, Job, Status, Token, Update
+from ladder.runner import Outcome, Runner, Step, Work
+from ladder.schema import GenerateRequest, SlotHealth, TokenEvent
+from ladder.sequence import Sequence
+from ladder.server import prepare, serve_asgi
+
+rung_02 = import_rung("02_async_streaming")
+
+
+@dataclass(frozen=True)
+class Config(EngineConfig):
+    """The flags of an engine with slots: max-batch, max-queue, max-context, kv-memory, prefill-chunk."""
+
+
+class Scheduler:
+    """Two queues and three verbs: `admit`, `schedule`, `remove`. It knows nothing of tensors."""
+
+    SMALLEST_SLOT = 128
+
+    def __init__(self, max_batch: int, context: int, kv_tokens: int, prefill_chunk: int) -> None:
+        self.max_batch = max_batch
+        self.context = context  # no request is longer
+        self.kv_tokens = kv_tokens  # what the memory for keys and values has room for
+        self.prefill_chunk = prefill_chunk
+        self.waiting: deque[Work] = deque()
+        self.running: list[Work] = []  # the index is the slot
+        self.slot_size = min(self.SMALLEST_SLOT, context)
+        self.read_last = False
+
+    def admit(self) -> None:
+        """Let in from the head of the queue, as long as there is room.
+
+        The memory is a rectangle: slots as long as the longest request needs, and as many as then fit.
+        """
+        while self.waiting and len(self.running) < self.max_batch:
+            work = self.waiting[0]
+            needed = max(self.size_for(one) for one in [*self.running, work])
+            if needed * (len(self.running) + 1) > self.kv_tokens:
+                return
+            if needed > self.slot_size or len(self.running) == self.slots:
+                self.slot_size = needed
+            work.slot = len(self.running)
+            self.running.append(work)
+            self.waiting.popleft()
+
+    def size_for(self, work: Work) -> int:
+        """In powers of two, so that the memory is not cut anew for every other request."""
+        return min(max(self.SMALLEST_SLOT, 1 << (work.job.size - 1).bit_length()), self.context)
+
+    @property
+    def slots(self) -> int:
+        return self.kv_tokens // self.slot_size
+
+    def schedule(self) -> Step | None:
+        self.admit()
+        reading = sorted((work for work in self.running if work.unread), key=lambda work: work.job.id)
+        writing = [work.slot for work in self.running if not work.unread]
+        self.read_last = bool(reading) and not (writing and self.read_last)
+        if self.read_last:
+            return self.read_prompts(reading)
+        return Step(self.running[: writing[-1] + 1]) if writing else None
+
+    def read_prompts(self, reading: list[Work]) -> Step:
+        """From the oldest on, as many as make a rectangle of at most `prefill_chunk` tokens."""
+        works: list[Work] = []
+        width = 0
+        for work in reading:
+            wider = max(width, min(work.unread, self.prefill_chunk))
+            if works and wider * (len(works) + 1) > self.prefill_chunk:
+                break
+            works.append(work)
+            width = wider
+        return Step(works, [work.job.prompt_ids[work.read : work.read + width] for work in works])
+
+    def remove(self, work: Work) -> int | None:
+        """Take out a request. The last one moves into its slot; returned is the slot that it had."""
+        if work.slot < 0:
+            self.waiting.remove(work)
+            return None
+        last = self.running.pop()
+        source, last.slot = last.slot, work.slot
+        if last is not work:
+            self.running[work.slot] = last
+        return source
+
+
+class EngineCore:
+    """The engine without a web side: jobs in, tokens out."""
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        context = min(model.context, config.max_context or model.context)
+        kv_tokens = min(model.decoder.tokens_in(config.kv_memory * 2**20), config.max_batch * context)
+        self.context = min(context, kv_tokens)
+        if self.context < 2:
+            raise UserError(f"--kv-memory {config.kv_memory}: in so many MiB not two tokens have room")
+        self.scheduler = Scheduler(config.max_batch, self.context, kv_tokens, config.prefill_chunk)
+        self.runner = Runner(model.decoder, self.scheduler.slots, self.scheduler.slot_size)
+        self.works: dict[int, Work] = {}
+        self.dropped: list[int] = []
+        self.tokens = 0
+
+    def handle(self, command: Job | Abort) -> None:
+        """Between two steps, never in one."""
+        if isinstance(command, Job):
+            work = self.works[command.id] = Work(command)
+            self.scheduler.waiting.append(work)
+        else:
+            if command.id in self.works:
+                self.drop(self.works[command.id])
+            self.dropped.append(command.id)
+
+    def step(self) -> Update | None:
+        """What an engine does, over and over. None if there was nothing to do."""
+        step = self.schedule()
+        return self.update(step, *self.runner.execute(step)) if step else self.confirm()
+
+    def schedule(self) -> Step | None:
+        step = self.scheduler.schedule()
+        self.runner.resize(self.scheduler.slots, self.scheduler.slot_size)
+        return step
+
+    def update(self, step: Step, outcomes: list[Outcome], milliseconds: float) -> Update:
+        """Note what the step has brought, let go of those that are done, and report."""
+        tokens, failures = [], []
+        for work, piece in zip(step.works, step.pieces, strict=False):
+            work.read += len(piece)
+        for work, outcome in zip(step.works, outcomes, strict=True):
+            work.milliseconds += milliseconds
+            if isinstance(outcome, Exception):
+                failures.append(Failed(work.job.id, type(outcome).__name__, str(outcome)))
+                self.drop(work)
+            elif outcome is not None:
+                work.token_ids.append(outcome)
+                tokens.append(Token(work.job.id, outcome, round(work.milliseconds, 3)))
+                work.milliseconds = 0
+                if work.job.finish_reason(work.token_ids):
+                    self.drop(work)
+        self.tokens += len(tokens)
+        dropped, self.dropped = self.dropped, []
+        return Update(tokens, failures, dropped, self.status())
+
+    def confirm(self) -> Update | None:
+        """A report without a step: who waits for an abort to have been done must hear of it."""
+        return self.update(Step([]), [], 0) if self.dropped else None
+
+    def drop(self, work: Work) -> None:
+        del self.works[work.job.id]
+        last = self.scheduler.remove(work)
+        if last is not None:
+            self.runner.vacate(work.slot, last)
+
+    def status(self) -> Status:
+        scheduler = self.scheduler
+        waiting, running = len(scheduler.waiting), list(scheduler.running)
+        return Status(
+            running=len(running),
+            waiting=waiting,
+            steps=self.runner.trace.count,
+            tokens=self.tokens,
+            prefilling=sum(work.unread > 0 for work in running),
+            slots=min(scheduler.max_batch, scheduler.slots),
+            slot_size=scheduler.slot_size,
+        )
+
+
+class Engine:
+    """The core in a thread of its own, between two steps open to whoever comes or goes."""
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        self.model = model
+        self.core = EngineCore(model, config)
+        self.frontend = Frontend(model, self.core.context)
+        self.most = config.max_batch + config.max_queue
+        self.inbox: deque[Job | Abort] = deque()
+        self.changed = threading.Condition()
+        self.stopping = False
+        threading.Thread(target=self.run, name="model", daemon=True).start()
+
+    def submit(self, request: GenerateRequest) -> Sequence:
+        if len(self.frontend.unfinished) >= self.most:
+            raise QueueFull(self.most)
+        sequence = self.frontend.open(request)
+        self.tell(sequence.job)
+        return sequence
+
+    def events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
+        return self.frontend.events(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        if self.frontend.close(sequence):
+            self.tell(Abort(sequence.job.id))
+
+    def tell(self, command: Job | Abort) -> None:
+        with self.changed:
+            self.inbox.append(command)
+            self.changed.notify()
+
+    def run(self) -> None:
+        while not self.stopping:
+            with self.changed:
+                self.changed.wait_for(lambda: self.inbox or self.core.works or self.stopping)
+            while self.inbox:
+                self.core.handle(self.inbox[0])
+                self.inbox.popleft()  # only now: /health must find every request somewhere
+            if update := self.core.step():
+                self.frontend.post(update)
+
+    def stop(self) -> None:
+        self.frontend.refuse(ServerStopping())
+        self.stopping = True
+        with self.changed:
+            self.changed.notify()
+
+    def health(self) -> SlotHealth:
+        not_yet_taken = len(self.inbox)
+        figures = asdict(self.core.status())
+        figures["waiting"] += not_yet_taken
+        return SlotHealth(rung="04", model=self.model.name, pid=os.getpid(), **figures)
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """Rung 02's web side, unchanged, and rung 03's page of the last steps."""
+    app: FastAPI = rung_02.create_app(engine, "Rung 04: continuous batching")
+
+    @app.get("/steps")
+    async def steps() -> list[trace.Step]:
+        return engine.core.runner.trace.steps()
+
+    return app
+
+
+def demo(config: Config, options: DemoOptions) -> None:
+    """The same arrivals at rung 03 and at this one; then a long prompt among streams."""
+    show = demos.Show("Rung 04: requests join and leave the batch at every step", config, options)
+    flags = config.flags()
+    commands = [
+        ("03_batching.py", flags),
+        ("04_continuous_batching.py", flags),
+        ("04_continuous_batching.py", [*flags, "--prefill-chunk", "100000"]),
+    ]
+    with show.starting(*commands) as urls:
+        asyncio.run(compare(show, dict(zip(("03", "04", "04, prompts whole"), urls, strict=True))))
+
+
+async def compare(show: demos.Show, servers: dict[str, str]) -> None:
+    await demos.warm_up_all(show, servers)
+    seen = await demos.watch_arrivals(show, {name: servers[name] for name in ("03", "04")})
+    steps = {name: scene.steps for name, scene in seen.items()}
+    show.timelines(steps)
+    figures = {name: scenes.scene_figures(scene) for name, scene in seen.items()}
+    gaps = {}
+    for name in ("04", "04, prompts whole"):
+        with show.busy(f"{name}: a long prompt beside a stream"):
+            gaps[name] = await scenes.gaps_beside_a_long_prompt(servers[name])
+        figures.setdefault(name, {})["worst_gap_ms"] = 1000 * max(gap for _, gap in gaps[name])
+    rows = scenes.SCENE_ROWS | {"worst_gap_ms": "worst gap between tokens, long prompt beside"}
+    show.conclude(rows, figures, 1, lambda file: plots.plot_slots(file, show.title, steps, gaps))
+
+
+def main() -> None:
+    config, options = parse(Config, __doc__)
+    with errors_in_one_line("04_continuous_batching.py"):
+        if options:
+            demo(config, options)
+        else:
+            model, listener = prepare(config)
+            engine = Engine(model, config)
+            serve_asgi(create_app(engine), listener, engine.stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""A process that talks with the one that started it, over sockets that nobody else can open.
+
+The sockets are files in a directory that belongs to this user alone. Messages are msgpack, read only as the
+types that were agreed: a pickle would run whatever code its sender likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from ladder.messages import Beat, Command, Report, Start
+
+BEAT_SECONDS = 0.25
+
+encode = msgspec.msgpack.Encoder().encode
+read_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
+read_report: Callable[[bytes], Report] = msgspec.msgpack.Decoder(Report).decode
+
+
+def endpoint(directory: Path, name: str) -> str:
+    return f"ipc://{directory / name}"
+
+
+class ChildProcess:
+    """The side of the process that starts the other one; it lives in the event loop."""
+
+    def __init__(self, directory: Path, process: asyncio.subprocess.Process) -> None:
+        self._directory = directory
+        self._process = process
+        self._context = zmq.asyncio.Context()
+        self._reports = self._context.socket(zmq.PULL)
+        self._commands = zmq.Context(self._context).socket(zmq.PUSH)
+        for socket in (self._commands, self._reports):
+            socket.set_hwm(0)  # how many requests there can be is bounded elsewhere
+            socket.setsockopt(zmq.LINGER, 0)
+        self._reports.bind(endpoint(directory, "reports"))
+        self._commands.connect(endpoint(directory, "commands"))
+        self._heard = 0.0
+
+    @classmethod
+    async def start(cls, *command: str) -> Self:
+        """Run the command, with the directory of the sockets as its last argument."""
+        directory = Path(tempfile.mkdtemp(prefix="ladder-"))  # nobody else may look into it
+        # The pipe to its stdin closes when this process ends, however it ends. A session of its own keeps
+        # Ctrl-C in the terminal for us.
+        process = await asyncio.create_subprocess_exec(
+            *command, str(directory), stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        return cls(directory, process)
+
+    def tell(self, command: Command) -> None:
+        self._commands.send(encode(command))
+
+    async def follow(self, take: Callable[[Report], None], silence: float) -> str:
+        """Pass on every report until the process is dead or silent; return which, for a log."""
+        listening = asyncio.create_task(self._listen(take))
+        dying = asyncio.create_task(self._process.wait())
+        try:
+            while not (listening.done() or dying.done()):
+                await asyncio.wait(
+                    {listening, dying}, timeout=silence / 6, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._heard and time.monotonic() - self._heard > silence:
+                    return f"has said nothing for {silence:g} s"
+            if listening.done():
+                listening.result()  # it ends only by an error, which is ours
+            return f"has ended with status {dying.result()}"
+        finally:
+            listening.cancel()
+            dying.cancel()
+
+    async def _listen(self, take: Callable[[Report], None]) -> None:
+        while True:
+            report = read_report(await self._reports.recv())
+            self._heard = time.monotonic()
+            take(report)
+
+    def end(self) -> None:
+        """Leave neither a process nor a file. It has nothing to save, and may not be able to listen."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        self._commands.close()
+        self._reports.close()
+        self._context.term()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class ParentProcess:
+    """The side of the process that was started: commands from its parent, reports to it.
+
+    From the first moment on a thread reports that this process is alive, and another ends it when the
+    parent is gone.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.doing = "starting"
+        self._directory = directory
+        self._context = zmq.Context()
+        self._reports = self._connect()
+        self._commands = self._context.socket(zmq.PULL)
+        self._commands.set_hwm(0)
+        self._commands.bind(endpoint(directory, "commands"))
+        for work in (self._beat, self._end_with_parent):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        """Each thread needs a socket of its own."""
+        socket = self._context.socket(zmq.PUSH)
+        socket.set_hwm(0)
+        socket.connect(endpoint(self._directory, "reports"))
+        return socket
+
+    def _beat(self) -> None:
+        socket = self._connect()
+        while True:
+            socket.send(encode(Beat(self.doing)))
+            time.sleep(BEAT_SECONDS)
+
+    def _end_with_parent(self) -> None:
+        sys.stdin.read()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os._exit(0)
+
+    def first_command(self) -> Start:
+        command = read_command(self._commands.recv())
+        assert isinstance(command, Start)
+        return command
+
+    def commands(self, wait: bool) -> Iterator[Command]:
+        """All that have come; with `wait`, at least one."""
+        with suppress(zmq.Again):
+            if wait:
+                yield read_command(self._commands.recv())
+            while True:
+                yield read_command(self._commands.recv(zmq.NOBLOCK))
+
+    def report(self, report: Report) -> None:
+        self._reports.send(encode(report))
