@@ -46,7 +46,7 @@ from ladder.engine import QueueFull, ServerStopping, Unavailable
 from ladder.errors import UserError, errors_in_one_line
 from ladder.frontend import Frontend, vocabulary_of
 from ladder.http import logger
-from ladder.messages import Abort, Beat, Ready, Report, Start, Status, Unusable, Update
+from ladder.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
 from ladder.schema import EngineHealth, GenerateRequest, TokenEvent
 from ladder.sequence import Sequence
 from ladder.server import load, serve_asgi, take_port
@@ -66,7 +66,7 @@ AS_ENGINE = "--as-engine"
 
 @dataclass(frozen=True)
 class Config(EngineConfig):
-    loop: str = option("overlapped", "how the engine's steps follow", choices=("overlapped", "plain"))
+    loop: str = option("plain", "how the engine's steps follow", choices=("overlapped", "plain"))
 
 
 class EngineDown(Unavailable):
@@ -103,14 +103,19 @@ def overlapped_loop(core: Any, web_side: ParentProcess) -> None:
     """While the model's thread runs a step, this one hands over what the step before has brought."""
     model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
     update: Update | None = None
-    while True:
-        for command in web_side.commands(wait=not core.works and not update):
+
+    def advance(commands: list[Command]) -> Update | None:
+        for command in commands:
             core.handle(command)
-        step = core.schedule()
-        outcome = model_thread.submit(core.runner.execute, step) if step else None
+        update: Update | None = core.step()
+        return update
+
+    while True:
+        commands = list(web_side.commands(wait=not core.works and not update))
+        step = model_thread.submit(advance, commands)
         if update:
             web_side.report(update)
-        update = core.update(step, *outcome.result()) if outcome else core.confirm()
+        update = step.result()
 
 
 class Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ ROOT = Path(__file__).parent.parent
 READY = "ready: "
 
 
-class RungProcess:
-    """A numbered script that is running as a server. Starting returns at once; `wait_ready` waits."""
+class ServerProcess:
+    """A Python program that serves and says when it is ready. Starting returns at once."""
 
-    def __init__(self, script: str, flags: Sequence[str] = ()) -> None:
-        self.script = script
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
-        command = [sys.executable, str(ROOT / script), "--port", "0", *flags]
+        command = [sys.executable, *arguments]
         # A session of its own keeps Ctrl-C in the terminal for us, who then end it in good order.
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
@@ -39,7 +40,9 @@ class RungProcess:
         self._process.wait()
         lines = self.errors().strip().splitlines()
         raise UserError(
-            lines[-1].partition("error: ")[2] or lines[-1] if lines else f"{self.script} ended early"
+            lines[-1].partition("error: ")[2] or lines[-1]
+            if lines
+            else f"{shlex.join(self._arguments)} ended early"
         )
 
     def errors(self) -> str:
@@ -63,6 +66,13 @@ class RungProcess:
     def close(self) -> None:
         self.stop()
         self._errors.close()
+
+
+class RungProcess(ServerProcess):
+    """A numbered script as a server, on a free port."""
+
+    def __init__(self, script: str, flags: Sequence[str] = ()) -> None:
+        super().__init__(str(ROOT / script), "--port", "0", *flags)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ladder.errors import UserError
+from ladder.linear import int8_engine
 from ladder.model import Architecture, Decoder, UnsupportedModelError, build_decoder, checkpoint_shapes
 from ladder.text import Tokenizer
 
 BUNDLED = Path(__file__).parent / "weights"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+INT8 = "int8"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, INT8: torch.float32}
+"""What is computed in; with int8 that is all but the products with weights."""
 
 # Real shapes, for real timing where the weights cannot be had; from the models' published configurations.
 RANDOM_SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -50,6 +54,10 @@ RANDOM_SHAPES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+Build = Callable[[Architecture, Mapping[str, Tensor]], Decoder]
+"""Makes a decoder from a checkpoint, in the precision and on the device that were asked for."""
+
+
 @dataclass(frozen=True)
 class Model:
     """Everything that turns a prompt into text: the decoder, its tokenizer, and where it stops."""
@@ -67,12 +75,12 @@ class Model:
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Model:
     """Load a model by name, or raise a `UserError` that says what to do."""
     target = pick_device(device)
-    precision = pick_dtype(dtype, target)
+    build = partial(build_decoder, dtype=pick_dtype(dtype, target), device=target, int8=dtype == INT8)
     try:
         if name.startswith("random:"):
-            return random_model(name, precision, target)
+            return random_model(name, build)
         directory = BUNDLED if name == "tiny" else find_directory(name)
-        return load_directory(name, directory, precision, target)
+        return load_directory(name, directory, build)
     except UnsupportedModelError as error:
         raise UserError(f"model {name!r}: {error}") from error
 
@@ -89,6 +97,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is float32 on a CPU, where every output can be compared, and bfloat16 on a GPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name == INT8 and device.type != "cpu":
+        raise UserError("--dtype int8 runs on a CPU only; add --device cpu, or use bfloat16")
+    if name == INT8 and int8_engine() is None:
+        raise UserError("--dtype int8: this build of torch has no int8 engine; use bfloat16 or float32")
     return DTYPES[name]
 
 
@@ -111,7 +123,7 @@ def find_directory(name: str) -> Path:
         ) from error
 
 
-def load_directory(name: str, directory: Path, dtype: torch.dtype, device: torch.device) -> Model:
+def load_directory(name: str, directory: Path, build: Build) -> Model:
     """Load what `save_pretrained` wrote: config.json, tokenizer.json and safetensors files."""
     quiet_transformers()
     check_model_type(name, directory)
@@ -121,7 +133,7 @@ def load_directory(name: str, directory: Path, dtype: torch.dtype, device: torch
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {name!r}: configuration or tokenizer cannot be read: {reason}") from error
-    decoder = build_decoder(Architecture.from_config(config), read_weights(name, directory), dtype, device)
+    decoder = build(Architecture.from_config(config), read_weights(name, directory))
     return Model(name, decoder, Tokenizer(backend), stop_ids(directory, config))
 
 
@@ -175,7 +187,7 @@ def quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def random_model(name: str, dtype: torch.dtype, device: torch.device) -> Model:
+def random_model(name: str, build: Build) -> Model:
     """A model of a published shape with random weights: real cost, made-up words, no end token."""
     shape = name.removeprefix("random:")
     if shape not in RANDOM_SHAPES:
@@ -184,7 +196,7 @@ def random_model(name: str, dtype: torch.dtype, device: torch.device) -> Model:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     architecture = Architecture.from_config(config)
     weights = RandomWeights(architecture, query_key_norm=config.model_type == "qwen3")
-    decoder = build_decoder(architecture, weights, dtype, device)
+    decoder = build(architecture, weights)
     return Model(name, decoder, random_tokenizer(architecture.vocabulary), frozenset())
 
 

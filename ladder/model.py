@@ -21,10 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ladder.linear import Linear, make_linear, onednn_has_bfloat16
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 # These two change their frequencies as a text grows, so that keys cached earlier would be wrong.
@@ -116,8 +119,7 @@ class KVCache:
         self, architecture: Architecture, slots: int, context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (architecture.layers, 2, slots, architecture.kv_heads, context, architecture.head_dim)
-        # Zeros, not empty memory: masked positions are multiplied by 0, and 0 × NaN is NaN.
-        self._memory = torch.zeros(math.prod(shape), dtype=dtype, device=device)
+        self._memory = zeros(math.prod(shape), dtype, device)
         self.data = self._memory.view(shape)
         self.context = context
         self.lengths = [0] * slots
@@ -160,13 +162,16 @@ class KVCache:
         return slice(first, last + 1) if adjacent else list(slots)
 
 
-@dataclass(frozen=True)
-class Linear:
-    weight: Tensor
-    bias: Tensor | None
+def zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a cache. Zeros, because masked positions are multiplied by 0, and 0 × NaN is NaN.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    On a CPU numpy asks the system for pages that are zero already and cost nothing until they are used.
+    Torch would write all of them, with every core, and whichever thread asks for that here would keep
+    OpenMP helpers of its own for ever, which is what `ladder.server.load` avoids.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -200,14 +205,21 @@ class Decoder:
     """The model: token ids in, logits out, keys and values into the caller's cache."""
 
     def __init__(
-        self, architecture: Architecture, embedding: Tensor, layers: list[Layer], norm: Tensor, head: Linear
+        self,
+        architecture: Architecture,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Linear,
+        cache_dtype: torch.dtype,
     ) -> None:
         self.architecture = architecture
         self.embedding = embedding
         self.layers = layers
         self.norm = norm
         self.head = head
-        self.dtype = self.cache_dtype = embedding.dtype
+        self.dtype = embedding.dtype
+        self.cache_dtype = cache_dtype
         self.device = embedding.device
         self.cosine, self.sine = rotation_tables(architecture, self.dtype, self.device)
 
@@ -272,7 +284,7 @@ class Decoder:
         mask = None
         if width > 1 or min(starts) != max(starts):
             unseen = torch.arange(length, device=self.device) > positions[..., None]
-            mask = torch.zeros(unseen.shape, dtype=self.dtype, device=self.device)
+            mask = torch.zeros(unseen.shape, dtype=self.cache_dtype, device=self.device)
             mask.masked_fill_(unseen, float("-inf"))
             # [batch, 1, group × tokens, length]: each query head of a group sees the same.
             mask = mask.repeat(1, self._group, 1).unsqueeze(1)
@@ -308,13 +320,16 @@ class Decoder:
         projected = layer.query_key_value(x).view(batch, width, rotated + shape.kv_heads, shape.head_dim)
         query_key = projected[:, :, :rotated]
         if layer.query_key_norm is not None:
-            query_key = self._normalize(query_key, layer.query_key_norm)
+            query_key = (
+                F.rms_norm(query_key, (shape.head_dim,), eps=shape.norm_epsilon) * layer.query_key_norm
+            )
         # Rotary embedding: the pair (a, b) half a head apart turns by its position's angle. `sine` has
         # its first half negated, so that rolling the halves past each other is all that is left.
         swapped = query_key.roll(shape.head_dim // 2, -1)
         query_key = torch.addcmul(query_key * step.cosine, swapped, step.sine)
 
         key_value = torch.cat((query_key[:, :, shape.heads :], projected[:, :, rotated:]), dim=2)
+        key_value = key_value.to(self.cache_dtype)
         new = key_value if step.kept is None else key_value.flatten(0, 1)[step.kept]
         rows = step.cache.data[index].view(-1, shape.head_dim)
         rows.index_copy_(0, step.targets, new.view(-1, shape.head_dim))
@@ -323,7 +338,8 @@ class Decoder:
         # attention without a repeated copy of keys and values. [batch, kv_heads, group × tokens, head_dim]
         query = query_key[:, :, : shape.heads].transpose(1, 2)
         query = query.reshape(batch, shape.kv_heads, self._group * width, shape.head_dim)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=step.mask)
+        mixed = F.scaled_dot_product_attention(query.to(self.cache_dtype), keys, values, attn_mask=step.mask)
+        mixed = mixed.to(x.dtype)
         mixed = mixed.view(batch, shape.heads, width, shape.head_dim).transpose(1, 2)
         return layer.attention_output(mixed.reshape(batch, width, shape.heads * shape.head_dim))
 
@@ -333,10 +349,8 @@ class Decoder:
         return layer.down(F.silu(gate) * up)
 
     def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Root-mean-square norm, computed in float32 as in training."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.architecture.norm_epsilon)
-        return (wide * scale).to(x.dtype) * weight
+        """Root-mean-square norm over the last axis, computed in float32."""
+        return F.rms_norm(x, weight.shape, weight, self.architecture.norm_epsilon)
 
 
 def rotation_tables(
@@ -383,7 +397,11 @@ def checkpoint_shapes(architecture: Architecture, query_key_norm: bool) -> dict[
 
 
 def build_decoder(
-    architecture: Architecture, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    int8: bool = False,
 ) -> Decoder:
     """Put a checkpoint's tensors, by their transformers names, where the decoder reads them."""
 
@@ -400,7 +418,8 @@ def build_decoder(
     def linear(*names: str) -> Linear:
         weight = torch.cat([tensor(f"{name}.weight") for name in names])
         has_bias = f"{names[0]}.bias" in weights
-        return Linear(weight, torch.cat([tensor(f"{name}.bias") for name in names]) if has_bias else None)
+        bias = torch.cat([tensor(f"{name}.bias") for name in names]) if has_bias else None
+        return make_linear(weight, bias, int8)
 
     def layer(index: int) -> Layer:
         prefix = f"model.layers.{index}"
@@ -428,5 +447,7 @@ def build_decoder(
         embedding=embedding,
         layers=[layer(index) for index in range(architecture.layers)],
         norm=tensor("model.norm.weight"),
-        head=Linear(embedding, None) if architecture.tied_head else linear("lm_head"),
+        head=make_linear(embedding, None, int8) if architecture.tied_head else linear("lm_head"),
+        # Who wants int8 for speed gains as much again from half the bytes to read of a long text.
+        cache_dtype=torch.bfloat16 if int8 and onednn_has_bfloat16() else dtype,
     )

@@ -1,0 +1,256 @@
+"""How fast are the engines? Rungs 02 to 05 and their peers, alternately, on the same weights.
+
+    python -m benchmarks.engine [--model random:smollm2-135m] [--dtype bfloat16] [--rounds 5]
+                                [--concurrency 1 4 16 32] [--only NAME ...]
+
+A burst is N requests sent at once, each with 64 prompt tokens and 64 greedy output tokens. Its speed is all
+of its output tokens, over the time from the first request until the last answer is complete: prefill counts.
+Every contender is a process of its own that is idle while the others are measured; they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.results_file import RESULTS, write_result
+from ladder.cli import DTYPES, whole_number
+from ladder.client import median, percentile
+from ladder.errors import errors_in_one_line
+from ladder.launch import ROOT, RungProcess, ServerProcess
+from ladder.linear import onednn_has_bfloat16
+from ladder.loading import load_model
+from ladder.scenes import observe
+
+PROMPT_TOKENS = OUTPUT_TOKENS = 64
+PROBE_INTERVAL = 0.02
+
+RUNGS = {
+    "02": ("02_async_streaming.py",),
+    "03": ("03_batching.py", "--max-batch", "32"),
+    "04": ("04_continuous_batching.py",),
+    "05": ("05_async_scheduling.py",),
+    "05 overlapped": ("05_async_scheduling.py", "--loop", "overlapped"),
+}
+PEERS = ("bare", "transformers", "handmade")
+RATIOS = (("04", "02"), ("04", "transformers"), ("05", "bare"), ("05", "04"), ("03", "02"))
+
+
+@dataclass(frozen=True)
+class Burst:
+    """One measurement: so many requests at once at one contender."""
+
+    contender: str
+    concurrency: int
+    tokens_per_second: float
+    first_token: float | None = None  # seconds, the median of the burst
+    health: tuple[float, ...] = ()  # seconds, of every probe
+
+
+class Contender(Protocol):
+    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst: ...
+
+
+@dataclass(frozen=True)
+class OverHttp:
+    name: str
+    url: str
+
+    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst:
+        request = {"prompt": prompt, "max_tokens": OUTPUT_TOKENS, "temperature": 0, "stream": True}
+        probing = self.name in RUNGS
+        seen = await observe(
+            self.url, [request] * clients, interval=PROBE_INTERVAL if probing else float("inf")
+        )
+        assert all(one.done for one in seen.measurements)
+        return Burst(
+            self.name,
+            clients,
+            clients * OUTPUT_TOKENS / seen.seconds,
+            median([one.ttft for one in seen.measurements]),
+            tuple(seconds for _, seconds in seen.health) if probing else (),
+        )
+
+
+@dataclass(frozen=True)
+class OverPipe:
+    """A peer without a server: it is told of a burst, and says how long it took."""
+
+    name: str
+    process: subprocess.Popen[str]
+
+    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(
+            json.dumps({"prompts": [prompt_ids] * clients, "tokens": OUTPUT_TOKENS}) + "\n"
+        )
+        self.process.stdin.flush()
+        seconds = float(await asyncio.to_thread(self.process.stdout.readline))
+        return Burst(self.name, clients, clients * OUTPUT_TOKENS / seconds)
+
+
+@contextmanager
+def contenders(names: Sequence[str], model: str, dtype: str, console: Console) -> Iterator[list[Contender]]:
+    """Start them one after the other; they end with the block."""
+    started: list[Contender] = []
+    with ExitStack() as stack:
+        for name in names:
+            with console.status(f"starting {name}"):
+                if name in ("bare", "transformers"):
+                    command = [sys.executable, "-m", "benchmarks.peers", name, model, dtype]
+                    process = subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        text=True,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                    )
+                    stack.callback(process.wait)
+                    stack.callback(process.kill)
+                    assert process.stdout
+                    process.stdout.readline()
+                    started.append(OverPipe(name, process))
+                else:
+                    server = start_server(name, model, dtype)
+                    stack.callback(server.close)
+                    started.append(OverHttp(name, server.wait_ready()))
+        yield started
+
+
+def start_server(name: str, model: str, dtype: str) -> ServerProcess:
+    if name == "handmade":
+        return ServerProcess("-m", "benchmarks.peers", name, model, dtype)
+    script, *flags = RUNGS[name]
+    return RungProcess(script, [*flags, "--model", model, "--dtype", dtype, "--device", "cpu"])
+
+
+async def measure(
+    running: Sequence[Contender],
+    prompt: str,
+    prompt_ids: list[int],
+    options: argparse.Namespace,
+    console: Console,
+) -> list[Burst]:
+    """Round by round, so that a machine whose speed drifts does so for all. Ctrl-C keeps what there is."""
+    bursts: list[Burst] = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    total = options.rounds * len(options.concurrency) * len(running)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("warming up", total=total)
+        for contender in running:
+            await contender.burst(prompt, prompt_ids, 2)
+        for number in range(1, options.rounds + 1):
+            for clients in options.concurrency:
+                for contender in running:
+                    burst = await contender.burst(prompt, prompt_ids, clients)
+                    bursts.append(burst)
+                    what = f"round {number}, {clients} at once: {burst.contender} "
+                    progress.update(
+                        task, advance=1, description=f"{what}{burst.tokens_per_second:.0f} tokens/s"
+                    )
+    return bursts
+
+
+Speeds = dict[str, dict[int, list[float]]]
+
+
+def by_contender(bursts: Sequence[Burst]) -> Speeds:
+    speeds: Speeds = {}
+    for burst in bursts:
+        of_one = speeds.setdefault(burst.contender, {})
+        of_one.setdefault(burst.concurrency, []).append(burst.tokens_per_second)
+    return speeds
+
+
+def ratio(speeds: Speeds, one: str, other: str, clients: int) -> list[float]:
+    """Round by round: both were measured within the same minute."""
+    return [a / b for a, b in zip(speeds[one][clients], speeds[other][clients], strict=False)]
+
+
+def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
+    """Medians, their spread, the ratios that matter, and how long /health took."""
+    speeds = by_contender(bursts)
+    concurrency = sorted({burst.concurrency for burst in bursts})
+    table = Table("tokens/s", *(f"{clients} at once" for clients in concurrency))
+    summary: dict[str, Any] = {"tokens_per_second": {}, "ratios": {}, "health_p99_ms": {}}
+    for name, of_one in speeds.items():
+        medians = {clients: median(of_one[clients]) for clients in concurrency if clients in of_one}
+        summary["tokens_per_second"][name] = medians
+        table.add_row(
+            name,
+            *(f"{value:.0f} ({min(of_one[c]):.0f}–{max(of_one[c]):.0f})" for c, value in medians.items()),
+        )
+    table.add_section()
+    for one, other in RATIOS:
+        if one in speeds and other in speeds:
+            ratios = {clients: ratio(speeds, one, other, clients) for clients in concurrency}
+            summary["ratios"][f"{one} / {other}"] = {c: median(values) for c, values in ratios.items()}
+            table.add_row(f"{one} / {other}", *(f"{median(values):.2f}" for values in ratios.values()))
+    table.add_section()
+    for name in speeds:
+        waits = {
+            clients: [s for b in bursts if (b.contender, b.concurrency) == (name, clients) for s in b.health]
+            for clients in concurrency
+        }
+        if all(waits.values()):
+            p99 = {clients: 1000 * percentile(seconds, 99) for clients, seconds in waits.items()}
+            summary["health_p99_ms"][name] = p99
+            table.add_row(f"/health 99 %, {name}", *(f"{value:.1f} ms" for value in p99.values()))
+    console.print(table)
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    names = [*RUNGS, *PEERS]
+    best = "bfloat16" if onednn_has_bfloat16() else "float32"
+    parser.add_argument("--model", default="random:smollm2-135m", help="default: %(default)s")
+    parser.add_argument("--dtype", default=best, choices=DTYPES, help="default here: %(default)s")
+    parser.add_argument("--rounds", type=whole_number(1), default=5, help="default: %(default)s")
+    parser.add_argument("--concurrency", type=whole_number(1, 32), nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "engine.json", help="file for the samples")
+    options = parser.parse_args()
+    console = Console()
+    with errors_in_one_line("benchmarks.engine"):
+        # Transformers' models know no int8 of this kind.
+        chosen = [n for n in options.only if options.dtype != "int8" or n not in ("transformers", "handmade")]
+        tokenizer = load_model(options.model).tokenizer
+        prompt = " a" * PROMPT_TOKENS
+        prompt_ids = tokenizer.encode(prompt)
+        assert len(prompt_ids) == PROMPT_TOKENS
+        with contenders(chosen, options.model, options.dtype, console) as running:
+            bursts = asyncio.run(measure(running, prompt, prompt_ids, options, console))
+    summary = report(bursts, console)
+    flags = f"--model {options.model} --dtype {options.dtype} --rounds {options.rounds}"
+    result = {
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "model": options.model,
+        "summary": summary,
+        "samples": [asdict(burst) for burst in bursts],
+    }
+    write_result(options.output, f"python -m benchmarks.engine {flags}", result)
+    console.print(f"raw samples: {os.path.relpath(options.output)}")
+
+
+if __name__ == "__main__":
+    main()
