@@ -165,12 +165,14 @@ class KVCache:
 def zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a cache. Zeros, because masked positions are multiplied by 0, and 0 × NaN is NaN.
 
-    On a CPU numpy asks the system for pages that are zero already and cost nothing until they are used.
-    Torch would write all of them, with every core, and whichever thread asks for that here would keep
-    OpenMP helpers of its own for ever, which is what `ladder.server.load` avoids.
+    They are written, not only promised by the system, so that the first clients do not wait for memory; and
+    on a CPU by numpy, with one core: a thread that lets torch do it keeps OpenMP helpers of its own for
+    ever, which is what `ladder.server.load` avoids.
     """
     if device.type == "cpu":
-        return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+        memory = np.empty(size * dtype.itemsize, dtype=np.uint8)
+        memory.fill(0)
+        return torch.from_numpy(memory).view(dtype)
     return torch.zeros(size, dtype=dtype, device=device)
 
 
