@@ -218,7 +218,7 @@ async def compare(show: demos.Show, servers: dict[str, str]) -> None:
     for clients in (1, 4, 8, 16):
         rows[f"tokens_per_second_{clients}"] = f"tokens/s, {clients} clients at once"
         with show.busy(f"{clients} clients at once"):
-            speeds = await scenes.throughput(servers, [scenes.STREAM] * clients)
+            speeds = await scenes.throughput(servers, [scenes.SHORT] * clients)
         for name, speed in speeds.items():
             figures[name][f"tokens_per_second_{clients}"] = speed
     for name, url in servers.items():

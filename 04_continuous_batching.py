@@ -10,12 +10,11 @@ can be decided anew at every step:
       2     │     │    │    │ CC │  c │    │    │    │
                                  └─ C came late and joins; B ends, and C moves up into its slot
 
-- The scheduler has two queues: `waiting`, in order of arrival, and `running`, where a request's place is its
-  slot. The slots in use stay the first ones, so that a step reads one block of memory.
+- Two queues: `waiting`, in order of arrival, and `running`, where a request's place is its slot. The slots
+  in use stay the first ones, so that a step reads one block of memory.
 - Whoever is first is admitted when a slot and its memory are free. Nobody overtakes, so nobody starves.
-- A step is one forward pass: a token for everyone, or pieces of prompts. When both are wanted they take
-  turns, and a long prompt is read in pieces, so that nobody's tokens stop while it is read.
-- A request that breaks a pass is found by running its rows alone, and fails alone.
+- A step is one forward pass: a token for everyone, or pieces of prompts, in turns. Long prompts are read in
+  pieces, so that nobody's tokens stop. Rows of a pass that breaks are run alone, and only the guilty fail.
 
     python 04_continuous_batching.py --demo
     python 04_continuous_batching.py
@@ -54,7 +53,7 @@ rung_02 = import_rung("02_async_streaming")
 
 @dataclass(frozen=True)
 class Config(EngineConfig):
-    """The flags of an engine with slots: max-batch, max-queue, max-context, kv-memory, prefill-chunk."""
+    """The flags of an engine with slots."""
 
 
 class Scheduler:
@@ -73,10 +72,7 @@ class Scheduler:
         self.read_last = False
 
     def admit(self) -> None:
-        """Let in from the head of the queue, as long as there is room.
-
-        The memory is a rectangle: slots as long as the longest request needs, and as many as then fit.
-        """
+        """While there is room: slots are as long as the longest request needs, and as many as then fit."""
         while self.waiting and len(self.running) < self.max_batch:
             work = self.waiting[0]
             needed = max(self.size_for(one) for one in [*self.running, work])
@@ -89,7 +85,6 @@ class Scheduler:
             self.waiting.popleft()
 
     def size_for(self, work: Work) -> int:
-        """In powers of two, so that the memory is not cut anew for every other request."""
         return min(max(self.SMALLEST_SLOT, 1 << (work.job.size - 1).bit_length()), self.context)
 
     @property
@@ -156,13 +151,11 @@ class EngineCore:
 
     def step(self) -> Update | None:
         """What an engine does, over and over. None if there was nothing to do."""
-        step = self.schedule()
-        return self.update(step, *self.runner.execute(step)) if step else self.confirm()
-
-    def schedule(self) -> Step | None:
         step = self.scheduler.schedule()
         self.runner.resize(self.scheduler.slots, self.scheduler.slot_size)
-        return step
+        if step:
+            return self.update(step, *self.runner.execute(step))
+        return self.update(Step([]), [], 0) if self.dropped else None
 
     def update(self, step: Step, outcomes: list[Outcome], milliseconds: float) -> Update:
         """Note what the step has brought, let go of those that are done, and report."""
@@ -184,10 +177,6 @@ class EngineCore:
         dropped, self.dropped = self.dropped, []
         return Update(tokens, failures, dropped, self.status())
 
-    def confirm(self) -> Update | None:
-        """A report without a step: who waits for an abort to have been done must hear of it."""
-        return self.update(Step([]), [], 0) if self.dropped else None
-
     def drop(self, work: Work) -> None:
         del self.works[work.job.id]
         last = self.scheduler.remove(work)
@@ -195,17 +184,11 @@ class EngineCore:
             self.runner.vacate(work.slot, last)
 
     def status(self) -> Status:
-        scheduler = self.scheduler
+        scheduler, steps = self.scheduler, self.runner.trace.count
         waiting, running = len(scheduler.waiting), list(scheduler.running)
-        return Status(
-            running=len(running),
-            waiting=waiting,
-            steps=self.runner.trace.count,
-            tokens=self.tokens,
-            prefilling=sum(work.unread > 0 for work in running),
-            slots=min(scheduler.max_batch, scheduler.slots),
-            slot_size=scheduler.slot_size,
-        )
+        prefilling = sum(work.unread > 0 for work in running)
+        slots = min(scheduler.max_batch, scheduler.slots)
+        return Status(len(running), waiting, steps, self.tokens, prefilling, slots, scheduler.slot_size)
 
 
 class Engine:
@@ -257,8 +240,7 @@ class Engine:
             self.changed.notify()
 
     def health(self) -> SlotHealth:
-        not_yet_taken = len(self.inbox)
-        figures = asdict(self.core.status())
+        not_yet_taken, figures = len(self.inbox), asdict(self.core.status())
         figures["waiting"] += not_yet_taken
         return SlotHealth(rung="04", model=self.model.name, pid=os.getpid(), **figures)
 
@@ -277,12 +259,9 @@ def create_app(engine: Engine) -> FastAPI:
 def demo(config: Config, options: DemoOptions) -> None:
     """The same arrivals at rung 03 and at this one; then a long prompt among streams."""
     show = demos.Show("Rung 04: requests join and leave the batch at every step", config, options)
-    flags = config.flags()
-    commands = [
-        ("03_batching.py", flags),
-        ("04_continuous_batching.py", flags),
-        ("04_continuous_batching.py", [*flags, "--prefill-chunk", "100000"]),
-    ]
+    scripts = ("03_batching.py", "04_continuous_batching.py", "04_continuous_batching.py")
+    extra: tuple[list[str], ...] = ([], [], ["--prefill-chunk", "100000"])
+    commands = ((script, [*config.flags(), *more]) for script, more in zip(scripts, extra, strict=True))
     with show.starting(*commands) as urls:
         asyncio.run(compare(show, dict(zip(("03", "04", "04, prompts whole"), urls, strict=True))))
 

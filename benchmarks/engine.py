@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,15 +155,16 @@ async def measure(
         task = progress.add_task("warming up", total=total)
         for contender in running:
             await contender.burst(prompt, prompt_ids, 2)
-        for number in range(1, options.rounds + 1):
-            for clients in options.concurrency:
-                for contender in running:
-                    burst = await contender.burst(prompt, prompt_ids, clients)
-                    bursts.append(burst)
-                    what = f"round {number}, {clients} at once: {burst.contender} "
-                    progress.update(
-                        task, advance=1, description=f"{what}{burst.tokens_per_second:.0f} tokens/s"
-                    )
+        with suppress(asyncio.CancelledError):
+            for number in range(1, options.rounds + 1):
+                for clients in options.concurrency:
+                    for contender in running:
+                        burst = await contender.burst(prompt, prompt_ids, clients)
+                        bursts.append(burst)
+                        what = f"round {number}, {clients} at once: {burst.contender} "
+                        progress.update(
+                            task, advance=1, description=f"{what}{burst.tokens_per_second:.0f} tokens/s"
+                        )
     return bursts
 
 
@@ -199,7 +200,8 @@ def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
     table.add_section()
     for one, other in RATIOS:
         if one in speeds and other in speeds:
-            ratios = {clients: ratio(speeds, one, other, clients) for clients in concurrency}
+            both = [clients for clients in concurrency if clients in speeds[one] and clients in speeds[other]]
+            ratios = {clients: ratio(speeds, one, other, clients) for clients in both}
             summary["ratios"][f"{one} / {other}"] = {c: median(values) for c, values in ratios.items()}
             table.add_row(f"{one} / {other}", *(f"{median(values):.2f}" for values in ratios.values()))
     table.add_section()

@@ -20,6 +20,7 @@ Figures = dict[str, float]
 
 REQUEST: Request = {"prompt": "Tell me a story about a fox.", "temperature": 0, "max_tokens": 100}
 STREAM: Request = {**REQUEST, "stream": True}
+SHORT: Request = {**STREAM, "max_tokens": 32}
 QUESTION: Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10, "stream": True}
 
 
@@ -202,7 +203,7 @@ SCENE_ROWS = {
 
 def rounds_for(seconds: float) -> int:
     """Short runs are repeated, because chance weighs more in them."""
-    return 5 if seconds < 1 else 3 if seconds < 4 else 1
+    return 5 if seconds < 0.5 else 3 if seconds < 2 else 1
 
 
 LATENCY_ROWS = {
@@ -258,7 +259,7 @@ async def talk(url: str, seconds: float) -> Observation:
 
         async def chat() -> None:
             while clock() < until:
-                seen.append(await client.generate(**{**STREAM, "max_tokens": 32}))
+                seen.append(await client.generate(**SHORT))
 
         async with client.probing_health(0.01) as health:
             await asyncio.gather(*(chat() for _ in range(TALKATIVE)))

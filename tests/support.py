@@ -41,6 +41,19 @@ STORY = "Tell me a story about a fox."
 QUESTION = "What is 2 + 2?"
 EMOJI = "Wie geht es dir, 👩🏽‍🚀 🇩🇪? 你好 שלום"
 
+PROMPTS = [
+    STORY,
+    QUESTION,
+    "Count from 1 to 12.",
+    "What is continuous batching?",
+    EMOJI,
+    "Tell me a story in emoji.",
+    "Hello",
+    "Tell me a story about a bear and a small bird that wanted to learn how to fly. " * 3,
+    "1",
+]
+"""Of many lengths, kinds and scripts."""
+
 T = TypeVar("T")
 
 

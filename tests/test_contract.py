@@ -18,7 +18,7 @@ from ladder.client import Client, Measurement
 from ladder.loading import Model
 from ladder.schema import MAX_BODY_BYTES, GenerateRequest
 from tests.support import (
-    EMOJI,
+    PROMPTS,
     QUESTION,
     RUNGS,
     STORY,
@@ -38,17 +38,6 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 WILD: dict[str, Any] = {"temperature": 2.0, "max_tokens": 60}
 """So hot that the answer is a jumble of bytes: parts of characters, and bytes that belong to none."""
 
-PROMPTS = [
-    STORY,
-    QUESTION,
-    "Count from 1 to 12.",
-    "What is continuous batching?",
-    EMOJI,
-    "Tell me a story in emoji.",
-    "Hello",
-    "Tell me a story about a bear and a small bird that wanted to learn how to fly. " * 3,
-    "1",
-]
 ANSWER_FIELDS = {
     "text": str,
     "token_ids": list,

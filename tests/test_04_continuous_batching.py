@@ -1,0 +1,304 @@
+"""Holds rung 04 to its scheduler: every request ends once, no slot is shared or lost, nobody starves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ladder.cli import EngineConfig
+from ladder.client import Client
+from ladder.errors import UserError
+from ladder.loading import Model
+from ladder.messages import Abort, Job, Update
+from ladder.runner import Work
+from ladder.sampling import SamplingSettings
+from tests.support import (
+    PROMPTS,
+    QUESTION,
+    STORY,
+    Oracle,
+    RungServer,
+    import_rung,
+    is_idle,
+    own_rung,
+    watched,
+)
+
+SCRIPT = "04_continuous_batching.py"
+rung = import_rung(SCRIPT)
+
+
+def job(number: int, prompt: int, tokens: int) -> Job:
+    return Job(number, list(range(1, prompt + 1)), tokens, SamplingSettings(), frozenset())
+
+
+jobs = st.tuples(st.integers(1, 60), st.integers(1, 12))
+actions = st.one_of(
+    st.tuples(st.just("arrive"), jobs),
+    st.tuples(st.just("leave"), st.integers(0, 30)),
+    st.tuples(st.just("fail"), st.integers(0, 3)),
+    st.tuples(st.just("step"), st.none()),
+)
+
+
+class Simulation:
+    """A scheduler over slots that are only looked at: who holds which, and what each has had."""
+
+    def __init__(self, max_batch: int, kv_tokens: int, prefill_chunk: int) -> None:
+        self.scheduler = rung.Scheduler(
+            max_batch, context=256, kv_tokens=kv_tokens, prefill_chunk=prefill_chunk
+        )
+        self.admitted: list[int] = []
+        self.ended: dict[int, int] = {}
+        self.alive: dict[int, Work] = {}
+
+    def arrive(self, prompt: int, tokens: int) -> None:
+        work = Work(job(len(self.alive) + len(self.ended), prompt, tokens))
+        self.alive[work.job.id] = work
+        self.scheduler.waiting.append(work)
+
+    def end(self, work: Work) -> None:
+        self.scheduler.remove(work)
+        del self.alive[work.job.id]
+        self.ended[work.job.id] = self.ended.get(work.job.id, 0) + 1
+
+    def step(self, fail: int | None = None) -> None:
+        step = self.scheduler.schedule()
+        self.check()
+        if step is None:
+            assert not self.alive
+            return
+        self.admitted += [w.job.id for w in self.scheduler.running if w.job.id not in self.admitted]
+        if step.pieces:
+            assert len(step.works) * max(map(len, step.pieces)) <= max(self.scheduler.prefill_chunk, 1)
+        for work, piece in zip(step.works, step.pieces or [[]] * len(step.works), strict=True):
+            assert piece == work.job.prompt_ids[work.read : work.read + len(piece)]
+            work.read += len(piece)
+            if not work.unread:
+                work.token_ids.append(0)
+        for place, work in enumerate(list(step.works)):
+            if place == fail or (work.token_ids and work.job.finish_reason(work.token_ids)):
+                self.end(work)
+        self.check()
+
+    def check(self) -> None:
+        scheduler = self.scheduler
+        assert [work.slot for work in scheduler.running] == list(range(len(scheduler.running)))
+        assert {work.job.id for work in [*scheduler.running, *scheduler.waiting]} == set(self.alive)
+        assert len(scheduler.running) + len(scheduler.waiting) == len(self.alive)
+        assert len(scheduler.running) <= scheduler.max_batch
+        assert len(scheduler.running) <= scheduler.slots
+        assert all(work.job.size <= scheduler.slot_size for work in scheduler.running)
+        assert scheduler.slots * scheduler.slot_size <= scheduler.kv_tokens
+        assert self.admitted == sorted(self.admitted)  # first come, first served
+
+
+@given(st.lists(actions, max_size=120), st.integers(1, 5), st.integers(256, 1024), st.integers(1, 64))
+def test_any_course_of_events_ends_every_request_once(
+    course: list[tuple[str, Any]], max_batch: int, kv_tokens: int, prefill_chunk: int
+) -> None:
+    simulation = Simulation(max_batch, kv_tokens, prefill_chunk)
+    for action, detail in course:
+        if action == "arrive":
+            simulation.arrive(*detail)
+        elif action == "leave" and detail in simulation.alive:
+            simulation.end(simulation.alive[detail])
+        elif action in ("step", "fail"):
+            simulation.step(detail)
+        simulation.check()
+    # 60 prompt tokens in pieces of one, and 12 tokens, each in turn with the other kind of step.
+    for _ in range(2 * 72 * (len(simulation.alive) + 1)):
+        simulation.step()
+    assert simulation.alive == {}
+    assert set(simulation.ended.values()) <= {1}
+
+
+def core_over(model: Model, **settings: Any) -> Any:
+    return rung.EngineCore(model, EngineConfig(**settings))
+
+
+def run(core: Any, *commands: Job | Abort) -> list[Update]:
+    for command in commands:
+        core.handle(command)
+    updates = []
+    while core.works:
+        updates.append(core.step())
+    return updates
+
+
+def tokens_of(updates: list[Update]) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {}
+    for update in updates:
+        for token in update.tokens:
+            tokens.setdefault(token.id, []).append(token.token_id)
+    return tokens
+
+
+def real_job(model: Model, number: int, prompt: str, tokens: int) -> Job:
+    return Job(number, model.tokenizer.encode(prompt), tokens, SamplingSettings(), model.stop_ids)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 256])
+@pytest.mark.parametrize("memory", [1, 512])
+def test_joins_leaves_pieces_and_new_slot_sizes_change_no_token(
+    bundled: Model, oracle: Oracle, chunk: int, memory: int
+) -> None:
+    """Random arrivals and aborts over few slots and little memory; who stays equals transformers alone."""
+    chance = random.Random(chunk * memory)
+    core = core_over(bundled, max_batch=4, kv_memory=memory, prefill_chunk=chunk)
+    waiting = [
+        real_job(bundled, number, PROMPTS[number % len(PROMPTS)], chance.choice([1, 5, 24, 60]))
+        for number in range(16)
+    ]
+    asked = {one.id: one for one in waiting if one.size <= core.context}
+    waiting = list(asked.values())
+    tokens: dict[int, list[int]] = {}
+    left: set[int] = set()
+    while waiting or core.works:
+        if waiting and chance.random() < 0.3:
+            core.handle(waiting.pop(0))
+        if core.works and chance.random() < 0.05:
+            number = chance.choice(sorted(core.works))
+            left.add(number)
+            core.handle(Abort(number))
+        if update := core.step():
+            for token in update.tokens:
+                tokens.setdefault(token.id, []).append(token.token_id)
+    stayed = [one for one in asked.values() if one.id not in left]
+    assert len(stayed) > 4
+    for one in stayed:
+        assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
+    assert core.runner.cache.occupied() == []
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_who_breaks_a_pass_fails_alone(bundled: Model, oracle: Oracle, kind: str) -> None:
+    poisoned: list[int] = []
+
+    def before(this: str, slots: Rows[int]) -> None:
+        if this == kind and any(slot in poisoned for slot in slots):
+            raise RuntimeError("the model broke")
+
+    core = core_over(watched(bundled, before), max_batch=8)
+    asked = [real_job(bundled, number, PROMPTS[number], 12) for number in range(4)]
+    for one in asked:
+        core.handle(one)
+    if kind == "prefill":
+        poisoned.append(1)
+    updates: list[Update] = []
+    while core.works:
+        if kind == "decode" and len(updates) == 6:
+            poisoned.append(1)
+        updates.append(core.step())
+        if any(update.failures for update in updates):
+            poisoned.clear()
+    failures = [failed for update in updates for failed in update.failures]
+    assert [(failed.id, failed.kind, failed.message) for failed in failures] == [
+        (1, "RuntimeError", "the model broke")
+    ]
+    tokens = tokens_of(updates)
+    for one in asked:
+        if one.id != 1:
+            assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
+
+
+def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> None:
+    core = core_over(bundled, prefill_chunk=16)
+    core.handle(real_job(bundled, 0, STORY, 60))
+    while not core.step().tokens:
+        pass
+    core.handle(job(1, 200, 4))
+    kinds: list[list[int]] = []
+    while [1] not in kinds:
+        kinds.append([token.id for token in core.step().tokens])
+    assert kinds == [*[[0], []] * 12, [0], [1]]  # 13 pieces of 16; between two of them, a token
+
+
+def test_the_oldest_is_not_overtaken_by_shorter_ones(bundled: Model) -> None:
+    """The first in the queue needs more room than is free; the small ones behind it wait too."""
+    core = core_over(bundled, max_batch=4, kv_memory=1)  # one MiB: 256 tokens
+    size = core.scheduler.kv_tokens
+    first, large, *small = (job(0, 10, 5), job(1, size - 40, 20), job(2, 10, 5), job(3, 10, 5))
+    updates = run(core, first, large, *small)
+    ends = [token.id for update in updates for token in update.tokens]
+    assert max(place for place, one in enumerate(ends) if one == 0) < ends.index(1)
+    assert max(place for place, one in enumerate(ends) if one == 1) < ends.index(2)
+
+
+def test_too_little_memory_is_told_at_once(bundled: Model) -> None:
+    huge = bundled.decoder.tokens_in
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled.decoder, "tokens_in", lambda memory: huge(memory) // 10**6)
+        with pytest.raises(UserError, match="--kv-memory 1"):
+            core_over(bundled, kv_memory=1)
+
+
+def test_a_request_longer_than_the_servers_context_is_a_wrong_field() -> None:
+    with own_rung(SCRIPT, "--max-context", "40") as server:
+        assert server.generate(QUESTION, max_tokens=39).status == 422
+        assert server.generate(QUESTION, max_tokens=20).status == 200
+
+
+BATCHING = ["04_continuous_batching.py", "05_async_scheduling.py"]
+
+
+@pytest.fixture(params=BATCHING)
+def batching_server(pool: Any, endless: Any, request: pytest.FixtureRequest) -> RungServer:
+    server: RungServer = pool(request.param, "--model", str(endless))
+    return server
+
+
+def test_sixteen_at_once_need_few_steps(batching_server: RungServer) -> None:
+    async def crowd() -> None:
+        async with Client(batching_server.url) as client:
+            await asyncio.gather(*(client.generate(STORY, max_tokens=64) for _ in range(16)))
+
+    before = batching_server.idle()["steps"]
+    asyncio.run(crowd())
+    assert 64 <= batching_server.idle()["steps"] - before <= 64 + 16 + 8
+
+
+def test_health_shows_the_slots(batching_server: RungServer) -> None:
+    async def look() -> dict[str, Any]:
+        async with Client(batching_server.url) as client:
+            tasks = [
+                asyncio.create_task(client.generate(STORY, max_tokens=3000, stream=True)) for _ in range(3)
+            ]
+            health = await batching_server.health_when(lambda health: health["running"] == 3)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return health
+
+    health = asyncio.run(look())
+    assert health["slot_size"] >= 3000
+    assert health["slots"] >= 3
+    assert health["prefilling"] <= 3
+    batching_server.idle()
+
+
+def test_five_hundred_cancelled_requests_leave_nothing(batching_server: RungServer) -> None:
+    async def come_and_go(number: int) -> None:
+        async with Client(batching_server.url) as client:
+            for turn in range(20):
+                await client.generate(
+                    STORY, max_tokens=3000, stream=True, temperature=0, leave_after=1 + (number + turn) % 4
+                )
+
+    async def crowd() -> None:
+        await asyncio.gather(*(come_and_go(number) for number in range(25)))
+        await batching_server.health_when(is_idle)
+
+    threads = batching_server.threads()
+    asyncio.run(crowd())
+    before = batching_server.idle()
+    assert batching_server.threads() <= threads + 1
+    assert len(batching_server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
+    after = batching_server.idle()
+    assert after["steps"] - before["steps"] == after["tokens"] - before["tokens"] == 20

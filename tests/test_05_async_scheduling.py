@@ -1,0 +1,184 @@
+"""Holds rung 05 to its two processes: what crosses between them, and what happens when one is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ladder.channel import encode, read_command, read_report
+from ladder.client import Client, Measurement
+from ladder.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
+from ladder.sampling import SamplingSettings
+from tests.support import QUESTION, STORY, RungServer, eventually, own_rung, run_rung
+
+SCRIPT = "05_async_scheduling.py"
+
+
+@pytest.fixture
+def server(endless: Path) -> Iterator[RungServer]:
+    with own_rung(SCRIPT, "--model", str(endless)) as server:
+        yield server
+
+
+def directories() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("ladder-*"))
+
+
+def alive(pid: int) -> bool:
+    """A zombie is dead; only its parent has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def gone(pid: int) -> None:
+    async def still() -> bool:
+        return alive(pid)
+
+    await eventually(still, lambda there: not there)
+
+
+async def until_ready(server: RungServer) -> None:
+    async def ready() -> int:
+        return (await asyncio.to_thread(server.request, "GET", "/ready")).status
+
+    await eventually(ready, lambda status: status == 200)
+
+
+@pytest.mark.parametrize("loop", ["plain", "overlapped"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signals, loop: str) -> None:
+    """Its streams end in an error event, /ready says so, /health goes on, and later requests are served."""
+    with own_rung(SCRIPT, "--model", str(endless), "--loop", loop) as server:
+        before = server.health()
+
+        async def lose() -> list[Measurement]:
+            async with Client(server.url) as client:
+
+                def on_token(measurement: Measurement, _: str) -> None:
+                    if len(measurement.token_ids) == 5:
+                        os.kill(before["engine_pid"], number)
+
+                async with asyncio.timeout(30):
+                    broken = await asyncio.gather(
+                        client.generate(STORY, max_tokens=3000, stream=True, on_token=on_token),
+                        client.generate(STORY, max_tokens=3000, stream=True),
+                        client.generate(STORY, max_tokens=3000, stream=False),
+                    )
+                unready = await asyncio.to_thread(server.request, "GET", "/ready")
+                assert unready.status == 503
+                assert unready.json() == {"status": "unavailable"}
+                refused = await asyncio.to_thread(server.generate, QUESTION)
+                assert refused.status == 503
+                assert refused.headers["retry-after"]
+                health = server.health()
+                assert health["status"] == "ok"
+                assert health["engine_pid"] is None
+                assert (health["running"], health["waiting"]) == (0, 0)
+                await until_ready(server)
+                return list(broken)
+
+        first, second, whole = asyncio.run(lose())
+        assert len(first.token_ids) >= 5
+        for broken in (first, second, whole):
+            assert broken.error is not None
+            assert broken.error["type"] == "EngineDown"
+            assert not broken.done
+        assert whole.status == 503
+        assert len(server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
+        after = server.idle()
+        assert after["restarts"] == before["restarts"] + 1
+        assert after["engine_pid"] not in (None, before["engine_pid"])
+        assert after["steps"] > before["steps"]
+        asyncio.run(gone(before["engine_pid"]))
+        assert len(server.process.errors().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
+    endless: Path, number: signal.Signals
+) -> None:
+    before = directories()
+    with own_rung(SCRIPT, "--model", str(endless)) as server:
+        engine = server.health()["engine_pid"]
+        (own,) = directories() - before
+        status = server.process.stop(number)
+        assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
+        asyncio.run(gone(engine))
+
+        async def exists() -> bool:
+            return own.exists()
+
+        asyncio.run(eventually(exists, lambda there: not there))
+
+
+def test_nobody_else_can_open_the_sockets(server: RungServer) -> None:
+    (line,) = [
+        line.split()[-1]
+        for line in Path("/proc/net/unix").read_text().splitlines()
+        if "/commands" in line and alive_in(line, server)
+    ][:1]
+    directory = Path(line).parent
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert directory.stat().st_uid == os.getuid()
+
+
+def alive_in(line: str, server: RungServer) -> bool:
+    """Whether the socket of this line is one that the engine listens on."""
+    directory = Path(line.split()[-1]).parent
+    arguments = Path(f"/proc/{server.health()['engine_pid']}/cmdline").read_bytes().split(b"\0")
+    return str(directory).encode() in arguments
+
+
+def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    before = directories()
+    done = run_rung(SCRIPT, "--port", "0", "--model", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert "no config.json" in line
+    assert directories() == before
+
+
+def test_aborts_reach_the_engine(server: RungServer) -> None:
+    async def leave() -> None:
+        async with Client(server.url) as client:
+            await client.generate(STORY, max_tokens=3000, stream=True, leave_after=4)
+
+    asyncio.run(leave())
+    assert server.idle()["tokens"] < 3000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Job(1, [1, 2], 3, SamplingSettings(0.5, 0.9, 2**64 - 1), frozenset([0])),
+        Abort(7),
+        Update([Token(1, 5, 2.5)], [Failed(2, "ValueError", "ü")], [3], Status(1, 2, 3)),
+        Ready(1, "tiny", 1024, frozenset(), "{}", Status()),
+        Unusable("no"),
+        Beat("loading"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_messages_arrive_as_they_were_sent(message: Any) -> None:
+    read: Any = read_command if isinstance(message, Job | Abort) else read_report
+    assert read(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80", encode({"type": "Job", "id": "x"}), b"cos\nsystem\n(S'true'\ntR."]
+)
+def test_anything_else_is_no_message(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        read_command(data)
