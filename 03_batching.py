@@ -105,7 +105,7 @@ class Engine:
                 self.gone.add(sequence.job.id)
 
     def stop(self) -> None:
-        self.frontend.refuse(ServerStopping())
+        self.frontend.refuse(ServerStopping)
         with self.changed:
             self.stopping = True
             self.changed.notify()

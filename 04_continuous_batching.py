@@ -234,7 +234,7 @@ class Engine:
                 self.frontend.post(update)
 
     def stop(self) -> None:
-        self.frontend.refuse(ServerStopping())
+        self.frontend.refuse(ServerStopping)
         self.stopping = True
         with self.changed:
             self.changed.notify()

@@ -165,7 +165,9 @@ class Engine:
         elif isinstance(report, Beat):
             self.progress.update(f"the engine's process: {report.doing}")
         elif isinstance(report, Unusable):
-            if not self.first_ready.done():
+            if self.first_ready.done():
+                logger.error("the engine cannot start again: %s", report.reason)
+            else:
                 self.first_ready.set_exception(UserError(report.reason))
         else:
             self.engine = report
@@ -179,7 +181,7 @@ class Engine:
     def bury(self) -> None:
         """The engine is gone, and all that was under way in it."""
         self.engine = None
-        self.frontend.refuse(EngineDown())
+        self.frontend.refuse(EngineDown)
         self.unconfirmed.clear()
         self.buried = Status(
             steps=self.buried.steps + self.status.steps, tokens=self.buried.tokens + self.status.tokens
@@ -205,7 +207,7 @@ class Engine:
             self.process.tell(Abort(sequence.job.id))
 
     def stop(self) -> None:
-        self.frontend.refuse(ServerStopping())
+        self.frontend.refuse(ServerStopping)
         self.end()
 
     def end(self) -> None:

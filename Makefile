@@ -7,8 +7,8 @@ RUN := .venv/bin/python
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-demo: .venv/installed  ## Install everything, then watch rung 02 against rung 01
-	$(RUN) 02_async_streaming.py --demo
+demo: .venv/installed  ## Install everything, then watch rung 04 against rung 03
+	$(RUN) 04_continuous_batching.py --demo
 
 test: .venv/installed  ## Run the tests
 	$(RUN) -m pytest

@@ -77,6 +77,8 @@ class OverHttp:
             self.url, [request] * clients, interval=PROBE_INTERVAL if probing else float("inf")
         )
         assert all(one.done for one in seen.measurements)
+        # The hand-made server sends pieces of text, not tokens; its requests all have the same number.
+        assert not probing or all(len(one.token_ids) == OUTPUT_TOKENS for one in seen.measurements)
         return Burst(
             self.name,
             clients,

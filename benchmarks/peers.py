@@ -127,11 +127,9 @@ def handmade(model_name: str, dtype: str) -> FastAPI:
 
 def transformers_model(model_name: str, dtype: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory)
+        path = Path(directory) if model_name.startswith("random:") else Path(model_name)
         if model_name.startswith("random:"):
             save_checkpoint(model_name.removeprefix("random:"), path)
-        else:
-            path = Path(model_name)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
         return model, AutoTokenizer.from_pretrained(path)
 

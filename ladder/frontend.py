@@ -7,7 +7,7 @@ and reports once a step for all of its rows, because waking the event loop costs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer as Backend
@@ -43,12 +43,12 @@ class Frontend:
         self.context = context
         self.unfinished: dict[int, Sequence] = {}
         self._inboxes: dict[int, Inbox] = {}
-        self._refusal: Unavailable | None = None
+        self._refusal: Callable[[], Unavailable] | None = None
 
     def open(self, request: GenerateRequest) -> Sequence:
         """Take a request; its `job` is for the engine."""
         if self._refusal:
-            raise self._refusal
+            raise self._refusal()
         self._loop = asyncio.get_running_loop()
         sequence = Sequence(self.vocabulary, request, self.context)
         self.unfinished[sequence.job.id] = sequence
@@ -88,11 +88,11 @@ class Frontend:
             if self.unfinished.pop(failed.id, None):
                 self._inboxes[failed.id].put_nowait(RequestFailed(failed.kind, failed.message))
 
-    def refuse(self, reason: Unavailable) -> None:
+    def refuse(self, reason: Callable[[], Unavailable]) -> None:
         """End every request under way, and take no more until `reopen`."""
         self._refusal = reason
         for number in self.unfinished:
-            self._inboxes[number].put_nowait(reason)
+            self._inboxes[number].put_nowait(reason())
         self.unfinished.clear()
 
     def reopen(self) -> None:

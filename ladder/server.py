@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -111,7 +112,8 @@ class ReadyServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._start_engine:
-            await self._start_engine()
+            with leaving_at_once():
+                await self._start_engine()
         await super().startup(sockets)
         leave_to_the_collector_only_what_is_new()
         announce(self._listener)
@@ -143,6 +145,17 @@ def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
     announce(listener)
     server.run()
     leave()
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """For the time before the engine is ready: there is nothing yet that would have to end in good order."""
+    handlers = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def leave(*_: object) -> NoReturn:

@@ -16,6 +16,7 @@ import pytest
 
 from ladder.channel import encode, read_command, read_report
 from ladder.client import Client, Measurement
+from ladder.launch import RungProcess
 from ladder.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
 from ladder.sampling import SamplingSettings
 from tests.support import QUESTION, STORY, RungServer, eventually, own_rung, run_rung
@@ -120,6 +121,26 @@ def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
             return own.exists()
 
         asyncio.run(eventually(exists, lambda there: not there))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_the_engine_loads_leaves_nothing(number: signal.Signals) -> None:
+    before = directories()
+    process = RungProcess(SCRIPT, ["--model", "random:smollm2-135m", "--threads", "1"])
+    try:
+
+        async def started() -> set[Path]:
+            return directories() - before
+
+        (own,) = asyncio.run(eventually(started, bool))
+        assert process.stop(number) == 0
+
+        async def exists() -> bool:
+            return own.exists()
+
+        asyncio.run(eventually(exists, lambda there: not there))
+    finally:
+        process.close()
 
 
 def test_nobody_else_can_open_the_sockets(server: RungServer) -> None:

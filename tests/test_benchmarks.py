@@ -26,3 +26,18 @@ def test_overhead(tmp_path: Path) -> None:
         == "python -m benchmarks.overhead --rung 02_async_streaming.py --model tiny --rounds 2"
     )
     assert result["machine"]["cores"] >= 1
+
+
+def test_engine(tmp_path: Path, endless: Path) -> None:
+    output = tmp_path / "engine.json"
+    flags = ["--model", str(endless), "--dtype", "float32", "--rounds", "1", "--concurrency", "1", "2"]
+    chosen = ["--only", "02", "04", "bare", "transformers", "handmade"]
+    command = [sys.executable, "-m", "benchmarks.engine", *flags, *chosen, "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(output.read_text())
+    measured = {(burst["contender"], burst["concurrency"]) for burst in result["samples"]}
+    assert measured == {(name, clients) for name in chosen[1:] for clients in (1, 2)}
+    assert result["summary"]["ratios"].keys() == {"04 / 02", "04 / transformers"}
+    assert all(burst["tokens_per_second"] > 0 for burst in result["samples"])
+    assert "04 / transformers" in done.stdout

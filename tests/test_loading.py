@@ -17,6 +17,7 @@ from ladder.launch import RungProcess
 from ladder.loading import (
     BUNDLED,
     RANDOM_SHAPES,
+    Model,
     RandomWeights,
     load_model,
     made_up_word,
@@ -229,3 +230,26 @@ def test_transformers_loads_the_bundled_model() -> None:
     assert tokenizer.eos_token_id == model.config.eos_token_id
     assert {tokenizer.eos_token_id} == load_model("tiny").stop_ids
     assert len(tokenizer) == model.config.vocab_size
+
+
+def test_int8_answers_as_float32_does(bundled: Model) -> None:
+    quantized = load_model("tiny", "int8", "cpu")
+    for prompt in ("What is 2 + 2?", "What is 9 - 4?", "Count from 1 to 6."):
+        ids = bundled.tokenizer.encode(prompt)
+        answers = []
+        for model in (bundled, quantized):
+            cache = model.decoder.new_cache(slots=1, context=len(ids) + 12)
+            logits = model.decoder.prefill(cache, [0], [ids])
+            answer = []
+            for _ in range(12):
+                answer.append(int(logits.argmax()))
+                logits = model.decoder.decode(cache, [0], answer[-1:])
+            answers.append(answer)
+        assert answers[0] == answers[1]
+        assert not torch.equal(logits, torch.zeros_like(logits))
+
+
+def test_int8_needs_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladder.loading.int8_engine", lambda: None)
+    with pytest.raises(UserError, match="no int8 engine; use bfloat16 or float32"):
+        load_model("tiny", "int8", "cpu")

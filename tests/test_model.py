@@ -325,3 +325,20 @@ def test_the_bundled_weights_are_what_load_model_calls_tiny(bundled: Model) -> N
     again = load_model(str(BUNDLED), dtype="float32", device="cpu")
     assert torch.equal(again.decoder.embedding, bundled.decoder.embedding)
     assert again.stop_ids == bundled.stop_ids
+
+
+@pytest.mark.parametrize(("slots", "context"), [(3, 40), (8, 12), (4, 24), (2, 48)])
+def test_a_cache_cut_anew_still_holds_what_it_held(bundled: Model, slots: int, context: int) -> None:
+    decoder = bundled.decoder
+    cache = decoder.new_cache(slots=4, context=24)
+    decoder.prefill(cache, [0, 1], [[5, 6, 7], [8, 9, 10, 11, 12]])
+    held = [cache.data[:, :, slot, :, : cache.lengths[slot]].clone() for slot in (0, 1)]
+    expected = decoder.decode(cache, [0, 1], [3, 4])
+    cache.lengths[0] -= 1
+    cache.lengths[1] -= 1
+    cache.reshape(slots, context)
+    assert cache.data.shape[2:5:2] == (slots, context)
+    assert cache.lengths == [3, 5, *[0] * (slots - 2)]
+    for slot in (0, 1):
+        assert torch.equal(cache.data[:, :, slot, :, : cache.lengths[slot]], held[slot])
+    assert torch.equal(decoder.decode(cache, [0, 1], [3, 4]), expected)
