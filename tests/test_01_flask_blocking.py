@@ -10,7 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def serving_flask(app: Flask, workers: int) -> Iterator[Waitress]:
     try:
         yield Waitress(f"http://{host}:{port}", server.task_dispatcher.queue)
     finally:
-        server.trigger.pull_trigger(server.close)
+        with suppress(OSError):  # closing may close the trigger before its pull is over
+            server.trigger.pull_trigger(server.close)
         thread.join()
         listener.close()
 

