@@ -56,8 +56,11 @@ async def until_ready(server: RungServer) -> None:
     await eventually(ready, lambda status: status == 200)
 
 
-@pytest.mark.parametrize("loop", ["plain", "overlapped"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+@pytest.mark.parametrize(
+    ("number", "loop"),
+    [(signal.SIGKILL, "plain"), (signal.SIGSTOP, "plain"), (signal.SIGKILL, "overlapped")],
+    ids=["killed", "hanging", "killed, overlapped"],
+)
 def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signals, loop: str) -> None:
     """Its streams end in an error event, /ready says so, /health goes on, and later requests are served."""
     with own_rung(SCRIPT, "--model", str(endless), "--loop", loop) as server:
