@@ -89,7 +89,7 @@ class Engine:
     def submit(self, request: GenerateRequest) -> Sequence:
         with self.changed:
             if len(self.waiting) >= self.config.max_queue:
-                raise QueueFull(len(self.waiting))
+                raise QueueFull
             sequence = self.frontend.open(request)
             self.waiting.append(Row(sequence.job, arrived=time.perf_counter()))
             self.changed.notify()
@@ -194,11 +194,7 @@ class Engine:
 def create_app(engine: Engine) -> FastAPI:
     """Rung 02's web side, unchanged, and one more page: what the last forward passes were for."""
     app: FastAPI = rung_02.create_app(engine, "Rung 03: batching")
-
-    @app.get("/steps")
-    async def steps() -> list[trace.Step]:
-        return engine.trace.steps()
-
+    trace.add_steps_page(app, engine.trace)
     return app
 
 

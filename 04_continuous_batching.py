@@ -206,7 +206,7 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> Sequence:
         if len(self.frontend.unfinished) >= self.most:
-            raise QueueFull(self.most)
+            raise QueueFull
         sequence = self.frontend.open(request)
         self.tell(sequence.job)
         return sequence
@@ -248,11 +248,7 @@ class Engine:
 def create_app(engine: Engine) -> FastAPI:
     """Rung 02's web side, unchanged, and rung 03's page of the last steps."""
     app: FastAPI = rung_02.create_app(engine, "Rung 04: continuous batching")
-
-    @app.get("/steps")
-    async def steps() -> list[trace.Step]:
-        return engine.core.runner.trace.steps()
-
+    trace.add_steps_page(app, engine.core.runner.trace)
     return app
 
 

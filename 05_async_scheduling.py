@@ -190,7 +190,7 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> Sequence:
         if self.under_way() >= self.config.max_batch + self.config.max_queue:
-            raise QueueFull(self.under_way())
+            raise QueueFull
         sequence = self.frontend.open(request)
         self.process.tell(sequence.job)
         return sequence

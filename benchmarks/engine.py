@@ -14,12 +14,14 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import DTYPES, whole_number
-from ladder.client import median, percentile
+from ladder.client import percentile
 from ladder.errors import errors_in_one_line
 from ladder.launch import ROOT, RungProcess, ServerProcess
 from ladder.linear import onednn_has_bfloat16
@@ -73,9 +75,8 @@ class OverHttp:
     async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst:
         request = {"prompt": prompt, "max_tokens": OUTPUT_TOKENS, "temperature": 0, "stream": True}
         probing = self.name in RUNGS
-        seen = await observe(
-            self.url, [request] * clients, interval=PROBE_INTERVAL if probing else float("inf")
-        )
+        crowd = [request] * clients
+        seen = await observe(self.url, crowd, interval=PROBE_INTERVAL if probing else None)
         assert all(one.done for one in seen.measurements)
         # The hand-made server sends pieces of text, not tokens; its requests all have the same number.
         assert not probing or all(len(one.token_ids) == OUTPUT_TOKENS for one in seen.measurements)
@@ -84,7 +85,7 @@ class OverHttp:
             clients,
             clients * OUTPUT_TOKENS / seen.seconds,
             median([one.ttft for one in seen.measurements]),
-            tuple(seconds for _, seconds in seen.health) if probing else (),
+            tuple(seconds for _, seconds in seen.health),
         )
 
 
@@ -183,7 +184,8 @@ def by_contender(bursts: Sequence[Burst]) -> Speeds:
 
 def ratio(speeds: Speeds, one: str, other: str, clients: int) -> list[float]:
     """Round by round: both were measured within the same minute."""
-    return [a / b for a, b in zip(speeds[one][clients], speeds[other][clients], strict=False)]
+    pairs = zip(speeds[one].get(clients, []), speeds[other].get(clients, []), strict=False)
+    return [a / b for a, b in pairs]
 
 
 def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
@@ -202,10 +204,10 @@ def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
     table.add_section()
     for one, other in RATIOS:
         if one in speeds and other in speeds:
-            both = [clients for clients in concurrency if clients in speeds[one] and clients in speeds[other]]
-            ratios = {clients: ratio(speeds, one, other, clients) for clients in both}
-            summary["ratios"][f"{one} / {other}"] = {c: median(values) for c, values in ratios.items()}
-            table.add_row(f"{one} / {other}", *(f"{median(values):.2f}" for values in ratios.values()))
+            ratios = {clients: ratio(speeds, one, other, clients) for clients in concurrency}
+            medians = {clients: median(values) for clients, values in ratios.items() if values}
+            summary["ratios"][f"{one} / {other}"] = medians
+            table.add_row(f"{one} / {other}", *(f"{value:.2f}" for value in medians.values()))
     table.add_section()
     for name in speeds:
         waits = {
@@ -244,8 +246,12 @@ def main() -> None:
         with contenders(chosen, options.model, options.dtype, console) as running:
             bursts = asyncio.run(measure(running, prompt, prompt_ids, options, console))
     summary = report(bursts, console)
-    flags = f"--model {options.model} --dtype {options.dtype} --rounds {options.rounds}"
+    flags = (
+        f"--model {options.model} --dtype {options.dtype} --rounds {options.rounds} "
+        f"--concurrency {' '.join(map(str, options.concurrency))} --only {shlex.join(chosen)}"
+    )
     result = {
+        "interrupted": len(bursts) < options.rounds * len(options.concurrency) * len(chosen),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
         "model": options.model,

@@ -66,7 +66,7 @@ class ChildProcess:
         self._commands.send(encode(command))
 
     async def follow(self, take: Callable[[Report], None], silence: float) -> str:
-        """Pass on every report until the process is dead or silent; return which, for a log."""
+        """Pass on every report until the process is dead or silent or babbles; return which, for a log."""
         listening = asyncio.create_task(self._listen(take))
         dying = asyncio.create_task(self._process.wait())
         try:
@@ -77,7 +77,7 @@ class ChildProcess:
                 if self._heard and time.monotonic() - self._heard > silence:
                     return f"has said nothing for {silence:g} s"
             if listening.done():
-                listening.result()  # it ends only by an error, which is ours
+                return f"has sent what cannot be used: {listening.exception()!r}"
             return f"has ended with status {dying.result()}"
         finally:
             listening.cancel()

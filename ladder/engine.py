@@ -26,8 +26,8 @@ class ServerStopping(Unavailable):
 class QueueFull(Unavailable):
     """Refused at once: to wait behind so many others would only make the client time out later."""
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the queue is full, {waiting} requests are waiting; send it again in a while")
+    def __init__(self) -> None:
+        super().__init__("the queue is full; send the request again in a while")
 
 
 class RequestFailed(Exception):

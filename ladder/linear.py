@@ -37,7 +37,7 @@ def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """Weights in int8 with a scale for each output; inputs are turned into int8 as they come.
 
     Torch calls this dynamic quantization. It has announced that the quantized *tensors* that its packing
-    takes will go; the products behind them are here to stay, and this function is all that has to change.
+    takes will go; when they do, this function is all that has to change.
     """
     engine = int8_engine()
     assert engine is not None

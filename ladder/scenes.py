@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,16 @@ SHORT: Request = {**STREAM, "max_tokens": 32}
 QUESTION: Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10, "stream": True}
 
 
+Probe = tuple[float, float]
+"""When /health was asked, and the seconds until it answered."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """Requests that were sent together, and how /health answered while they ran."""
 
     measurements: list[Measurement]
-    health: list[tuple[float, float]]  # (when asked, seconds until answered)
+    health: list[Probe]
 
     @property
     def measurement(self) -> Measurement:
@@ -50,10 +55,11 @@ Crowd = Sequence[Request]
 
 
 async def observe(
-    url: str, crowd: Crowd, on_token: OnToken | None = None, interval: float = PROBE_INTERVAL
+    url: str, crowd: Crowd, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
 ) -> Observation:
+    """Send all of it at once; without an `interval` nobody asks for /health meanwhile."""
     async with Client(url) as client:
-        async with client.probing_health(interval) as health:
+        async with client.probing_health(interval) if interval else nullcontext(list[Probe]()) as health:
             first, *others = crowd
             measurements = await asyncio.gather(
                 client.generate(**first, on_token=on_token),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, NamedTuple
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 Kind = Literal["prefill", "decode"]
@@ -42,3 +43,10 @@ class Trace:
             Step(number=number, kind=kind, milliseconds=milliseconds, rows=rows)
             for number, kind, milliseconds, rows in self._notes.copy()
         ]
+
+
+def add_steps_page(app: FastAPI, trace: Trace) -> None:
+    @app.get("/steps")
+    async def steps() -> list[Step]:
+        """The last forward passes: how long each took, and which requests had which slots in it."""
+        return trace.steps()
