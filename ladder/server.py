@@ -48,22 +48,13 @@ def load(config: ServerConfig) -> Model:
     # two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
     torch.set_num_threads(1)
     model = load_model(config.model, config.dtype, config.device)
-    warm_up(model)
     torch.set_num_threads(threads)
     leave_to_the_collector_only_what_is_new()
     return model
 
 
-def warm_up(model: Model) -> None:
-    """Read every weight once, and let the libraries prepare what they prepare at a first use: else the
-    first client would wait half a second for it."""
-    cache = model.decoder.new_cache(slots=1, context=9)
-    model.decoder.prefill(cache, [0], [[0] * 8])
-    model.decoder.decode(cache, [0], [0])
-
-
 def leave_to_the_collector_only_what_is_new() -> None:
-    """Torch and its company are half a million objects that stay for ever. Now and then Python's garbage
+    """Torch and its company are some 370,000 objects that stay for ever. Now and then Python's garbage
     collector would look at each of them, and for 0.2 s nothing else would move, the model included."""
     gc.collect()
     gc.freeze()

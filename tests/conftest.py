@@ -1,12 +1,19 @@
-"""Fixtures of the whole suite: one server of each kind, the bundled model, transformers as the oracle."""
+"""Fixtures of the whole suite: one server of each kind, the bundled model, transformers as the oracle.
+
+Several tests run at a time, each group of them in a process of its own that keeps its servers.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+# Processes that each want every core hinder each other tenfold. Servers inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from hypothesis import settings
 
 from ladder.loading import BUNDLED, Model, load_model
@@ -17,10 +24,12 @@ settings.register_profile("ladder", deadline=None, derandomize=True)
 settings.load_profile("ladder")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Servers run beside the tests, and two processes that each want every core hinder each other."""
-    torch.set_num_threads(1)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Whoever needs the same server goes to the same worker."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else []
+        rung = next((value for value in parameters if value in RUNGS), item.path.name)
+        item.add_marker(pytest.mark.xdist_group(rung))
 
 
 @pytest.fixture(scope="session")

@@ -41,3 +41,12 @@ def test_engine(tmp_path: Path, endless: Path) -> None:
     assert result["summary"]["ratios"].keys() == {"04 / 02", "04 / transformers"}
     assert all(burst["tokens_per_second"] > 0 for burst in result["samples"])
     assert "04 / transformers" in done.stdout
+
+
+def test_products(tmp_path: Path) -> None:
+    output = tmp_path / "products.json"
+    command = [sys.executable, "-m", "benchmarks.products", "--rounds", "1", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for by_rows in json.loads(output.read_text())["milliseconds"].values():
+        assert by_rows["256"] > by_rows["1"] > 0

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ladder.errors import UserError
+from ladder.linear import WIDE, make_linear
 from ladder.loading import BUNDLED, Model, load_model
 from ladder.model import Decoder, KVCache
 from tests.support import QUESTION, STORY, Oracle, copy_tokenizer, edit_json, untrained
@@ -278,6 +279,18 @@ def test_bfloat16_runs_and_stays_near_float32(llama: Pair) -> None:
     exact = llama.oracle.logits(PROMPTS[0])[-1]
     assert torch.nn.functional.cosine_similarity(logits[0].float(), exact, dim=0) > 0.99
     assert decoder.decode(cache, [0, 1], best(logits)).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, WIDE - 1, WIDE, 3 * WIDE])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_bfloat16_product_is_the_same_however_wide(rows: int, has_bias: bool) -> None:
+    weight, x = torch.randn(96, 40).bfloat16(), torch.randn(rows, 1, 40).bfloat16()
+    bias = torch.randn(96).bfloat16() if has_bias else None
+    exact = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    product = make_linear(weight, bias)(x)
+    assert product.dtype == torch.bfloat16
+    assert product.shape == exact.shape
+    torch.testing.assert_close(product.float(), exact, rtol=2**-7, atol=2**-6)
 
 
 def refusal(directory: Path) -> str:
