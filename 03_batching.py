@@ -207,13 +207,13 @@ def demo(config: Config, options: DemoOptions) -> None:
 
 
 async def compare(show: demos.Show, servers: dict[str, str]) -> None:
-    crowd = [scenes.STREAM] * 8
+    crowd = [scenes.STREAM] * 4
     seen = await demos.watch(show, {name: (url, crowd) for name, url in servers.items()})
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
-    rows = {"first_token_ms": "first token, 8 clients", "complete_ms": "complete text, 8 clients"}
+    rows = {"first_token_ms": "first token, 4 clients", "complete_ms": "complete text, 4 clients"}
     for clients in (1, 4, 8, 16):
-        rows[f"tokens_per_second_{clients}"] = f"tokens/s, {clients} clients at once"
-        with show.busy(f"{clients} clients at once"):
+        rows[f"tokens_per_second_{clients}"] = f"tokens/s, clients at once: {clients}"
+        with show.busy(f"clients at once: {clients}"):
             speeds = await scenes.throughput(servers, [scenes.SHORT] * clients)
         for name, speed in speeds.items():
             figures[name][f"tokens_per_second_{clients}"] = speed

@@ -97,9 +97,7 @@ def main() -> None:
             name: {rows: 1000 * time for rows, time in by.items()} for name, by in fastest.items()
         },
     }
-    write_result(
-        RESULTS / "products.json", f"python -m benchmarks.products --rounds {options.rounds}", result
-    )
+    write_result(options.output, f"python -m benchmarks.products --rounds {options.rounds}", result)
 
 
 if __name__ == "__main__":

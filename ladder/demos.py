@@ -157,6 +157,12 @@ class Show:
 def formatted(key: str, value: float | None) -> str:
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key.endswith("_percent"):
+        return f"{value:.0f} %"
+    if key.endswith("_ratio"):
+        return f"{value:.2f}"
     if key.endswith("_ms"):
         return (
             f"{value / 1000:.1f} s"

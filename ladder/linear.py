@@ -75,7 +75,8 @@ def onednn_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
     def linear(x: Tensor) -> Tensor:
         if x.numel() < WIDE * x.shape[-1]:
-            return product(x, packed, bias, "none", [], "")
+            narrow: Tensor = product(x, packed, bias, "none", [], "")
+            return narrow
         return F.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
 
     return linear

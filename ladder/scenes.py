@@ -203,7 +203,7 @@ SCENE_ROWS = {
     "long_done_ms": "the long one that came first is done after",
     "all_done_ms": "all are done after",
     "steps": "forward passes",
-    "wasted_percent": "rows computed for nobody (%)",
+    "wasted_percent": "rows computed for nobody",
 }
 
 
@@ -317,15 +317,15 @@ async def kill_engine(url: str, watch: OnToken) -> Figures:
         again = await client.generate(**QUESTION)
         return {
             "error_after_ms": 1000 * (broken.ended - killed),
-            "alive_meanwhile": float(alive["status"] == "ok"),
+            "alive_meanwhile": alive["status"] == "ok",
             "ready_after_ms": 1000 * (recovered - killed),
-            "answered_again": float(again.done),
+            "answered_again": again.done,
         }
 
 
 KILL_ROWS = {
-    "error_after_ms": "engine killed: the stream's error event after",
-    "alive_meanwhile": "/health alive meanwhile (1: yes)",
+    "error_after_ms": "engine killed: error event after",
+    "alive_meanwhile": "/health alive meanwhile",
     "ready_after_ms": "ready again after",
-    "answered_again": "the next request is answered (1: yes)",
+    "answered_again": "the next request is answered",
 }

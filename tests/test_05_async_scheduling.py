@@ -24,14 +24,18 @@ from tests.support import QUESTION, STORY, RungServer, eventually, own_rung, run
 SCRIPT = "05_async_scheduling.py"
 
 
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What is left here is left by this test. A short path: the name of a socket may not be long."""
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        yield Path(directory)
+
+
 @pytest.fixture
 def server(endless: Path) -> Iterator[RungServer]:
     with own_rung(SCRIPT, "--model", str(endless)) as server:
         yield server
-
-
-def directories() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("ladder-*"))
 
 
 def alive(pid: int) -> bool:
@@ -110,12 +114,11 @@ def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signal
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
-    endless: Path, number: signal.Signals
+    endless: Path, temporary: Path, number: signal.Signals
 ) -> None:
-    before = directories()
     with own_rung(SCRIPT, "--model", str(endless)) as server:
         engine = server.health()["engine_pid"]
-        (own,) = directories() - before
+        (own,) = temporary.glob("ladder-*")
         status = server.process.stop(number)
         assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
         asyncio.run(gone(engine))
@@ -127,13 +130,15 @@ def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_while_the_engine_loads_leaves_nothing(number: signal.Signals) -> None:
-    before = directories()
+def test_ctrl_c_while_the_engine_loads_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
     process = RungProcess(SCRIPT, ["--model", "random:smollm2-135m", "--threads", "1"])
     try:
 
-        async def started() -> set[Path]:
-            return directories() - before
+        def own_directories() -> list[Path]:
+            return list(temporary.glob("ladder-*"))
+
+        async def started() -> list[Path]:
+            return own_directories()
 
         (own,) = asyncio.run(eventually(started, bool))
         assert process.stop(number) == 0
@@ -164,14 +169,13 @@ def alive_in(line: str, server: RungServer) -> bool:
     return str(directory).encode() in arguments
 
 
-def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path) -> None:
-    before = directories()
+def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, temporary: Path) -> None:
     done = run_rung(SCRIPT, "--port", "0", "--model", str(tmp_path))
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert "no config.json" in line
-    assert directories() == before
+    assert list(temporary.glob("ladder-*")) == []
 
 
 def test_aborts_reach_the_engine(server: RungServer) -> None:
