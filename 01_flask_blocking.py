@@ -44,6 +44,7 @@ from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
 from ladder.client import Client
 from ladder.errors import errors_in_one_line
 from ladder.loading import Model
+from ladder.pages import add_flask_page, describe
 from ladder.schema import (
     MAX_BODY_BYTES,
     ErrorBody,
@@ -115,6 +116,7 @@ class Engine:
 def create_app(engine: Engine) -> flask.Flask:
     app = flask.Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    add_flask_page(app, describe(__file__, __doc__, streams=False))
 
     @app.post("/generate")
     def generate() -> dict[str, Any]:

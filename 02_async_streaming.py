@@ -50,6 +50,7 @@ from ladder.http import (
     log_failure,
 )
 from ladder.loading import Model
+from ladder.pages import Rung, add_page, describe
 from ladder.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
 from ladder.sequence import Sequence, milliseconds_since, sample_one, to_response
 from ladder.server import prepare, serve_asgi
@@ -59,6 +60,8 @@ from ladder.server import prepare, serve_asgi
 class Config(ServerConfig):
     """Nothing but the flags that every rung has."""
 
+
+RUNG = describe(__file__, __doc__)
 
 END = None
 """What the worker returns in place of StopIteration, which cannot pass through a future."""
@@ -159,10 +162,11 @@ async def collect(engine: StreamingEngine, sequence: Sequence, request: Request)
         engine.abort(sequence)
 
 
-def create_app(engine: StreamingEngine, title: str = "Rung 02: async streaming") -> FastAPI:
+def create_app(engine: StreamingEngine, rung: Rung = RUNG) -> FastAPI:
     """The web side. Later rungs put their engines behind this same function."""
-    app = FastAPI(title=title, max_body_size=MAX_BODY_BYTES)
+    app = FastAPI(title=rung.title, max_body_size=MAX_BODY_BYTES)
     answer_errors_in_our_shape(app)
+    add_page(app, rung)
 
     @app.post("/generate", response_model=GenerateResponse, responses=STREAM_AND_ERRORS)
     async def generate(body: GenerateRequest, request: Request) -> Response | GenerateResponse:

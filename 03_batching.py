@@ -45,6 +45,7 @@ from ladder.frontend import Frontend
 from ladder.http import log_failure
 from ladder.loading import Model
 from ladder.messages import Failed, Job, Token, Update
+from ladder.pages import describe
 from ladder.sampling import sample, sampling_batch
 from ladder.schema import GenerateRequest, Health, TokenEvent
 from ladder.sequence import Sequence, milliseconds_since
@@ -193,7 +194,7 @@ class Engine:
 
 def create_app(engine: Engine) -> FastAPI:
     """Rung 02's web side, unchanged, and one more page: what the last forward passes were for."""
-    app: FastAPI = rung_02.create_app(engine, "Rung 03: batching")
+    app: FastAPI = rung_02.create_app(engine, describe(__file__, __doc__))
     trace.add_steps_page(app, engine.trace)
     return app
 

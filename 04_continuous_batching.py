@@ -43,6 +43,7 @@ from ladder.errors import UserError, errors_in_one_line
 from ladder.frontend import Frontend
 from ladder.loading import Model
 from ladder.messages import Abort, Failed, Job, Status, Token, Update
+from ladder.pages import describe
 from ladder.runner import Outcome, Runner, Step, Work
 from ladder.schema import GenerateRequest, SlotHealth, TokenEvent
 from ladder.sequence import Sequence
@@ -247,7 +248,7 @@ class Engine:
 
 def create_app(engine: Engine) -> FastAPI:
     """Rung 02's web side, unchanged, and rung 03's page of the last steps."""
-    app: FastAPI = rung_02.create_app(engine, "Rung 04: continuous batching")
+    app: FastAPI = rung_02.create_app(engine, describe(__file__, __doc__))
     trace.add_steps_page(app, engine.core.runner.trace)
     return app
 

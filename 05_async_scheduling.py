@@ -49,6 +49,7 @@ from ladder.errors import UserError, errors_in_one_line
 from ladder.frontend import Frontend, vocabulary_of
 from ladder.http import logger
 from ladder.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
+from ladder.pages import describe
 from ladder.schema import EngineHealth, GenerateRequest, TokenEvent
 from ladder.sequence import Sequence
 from ladder.server import load, serve_asgi, take_port
@@ -235,7 +236,7 @@ class Engine:
 
 def create_app(engine: Engine) -> FastAPI:
     """Rung 02's web side, unchanged, and a second question beside "are you alive?"."""
-    app: FastAPI = rung_02.create_app(engine, "Rung 05: the engine in a process of its own")
+    app: FastAPI = rung_02.create_app(engine, describe(__file__, __doc__))
 
     @app.get("/ready")
     async def ready() -> JSONResponse:

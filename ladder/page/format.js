@@ -1,0 +1,30 @@
+/** Figures as text, and the two statistics that the page uses. */
+
+/** @param {number} milliseconds */
+export function duration(milliseconds) {
+  if (milliseconds >= 10_000) return `${(milliseconds / 1000).toFixed(1)} s`;
+  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
+  return milliseconds >= 10 ? `${Math.round(milliseconds)} ms` : `${milliseconds.toFixed(1)} ms`;
+}
+
+/** @param {number} value */
+export function count(value) {
+  return Math.round(value).toLocaleString("en");
+}
+
+/**
+ * @param {number} number
+ * @param {string} noun
+ */
+export function several(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/**
+ * The smallest value that at least half of the values do not exceed.
+ * @param {number[]} values
+ */
+export function median(values) {
+  const ordered = [...values].sort((a, b) => a - b);
+  return ordered[Math.max(0, Math.ceil(ordered.length / 2) - 1)];
+}

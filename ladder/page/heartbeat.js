@@ -1,0 +1,220 @@
+/**
+ * The pulse of the server: /health is due ten times a second, and every due time is accounted for.
+ *
+ * One question is out at a time. Those that fall due meanwhile share its answer, each with its own wait:
+ * a server that is blocked for a second is seen to let ten wait, not one.
+ */
+
+import { colour, Sheet } from "./canvas.js";
+import { askHealth } from "./client.js";
+import { duration, median } from "./format.js";
+
+/** @typedef {import("./client.js").Health} Health */
+/** @typedef {{due: number, answered: number | null, lost: boolean}} Beat */
+
+const INTERVAL = 100;
+const SLOW = 100;
+const UNANSWERED = 2000; // from then on the strip says that there is no answer
+const PATIENCE = 60_000;
+const SPEED = 0.09; // of the strip, in pixels a millisecond
+
+export class Heartbeat {
+  /** @param {(health: Health, at: number) => void} onHealth */
+  constructor(onHealth) {
+    /** @type {Beat[]} */ this.beats = [];
+    /** @type {Beat[]} */ this.waiting = [];
+    /** @type {number | null} */ this.lostSince = null;
+    this.onHealth = onHealth;
+    this.onLost = () => {};
+    this.onBack = () => {};
+  }
+
+  start() {
+    this.beat();
+    setInterval(() => this.beat(), INTERVAL);
+  }
+
+  beat() {
+    if (document.hidden) return; // browsers slow the timers of hidden pages down, which is not the server's fault
+    const beat = { due: performance.now(), answered: null, lost: false };
+    this.beats.push(beat);
+    this.waiting.push(beat);
+    if (this.waiting.length === 1) this.ask();
+  }
+
+  async ask() {
+    try {
+      const health = await askHealth(AbortSignal.timeout(PATIENCE));
+      this.settle(false);
+      this.onHealth(health, performance.now());
+    } catch {
+      this.settle(true);
+    }
+  }
+
+  /** @param {boolean} lost */
+  settle(lost) {
+    const now = performance.now();
+    for (const beat of this.waiting) Object.assign(beat, { answered: now, lost });
+    const [first] = this.waiting;
+    this.waiting = [];
+    if (lost && this.lostSince === null) {
+      this.lostSince = first.due;
+      this.onLost();
+    } else if (!lost && this.lostSince !== null) {
+      this.lostSince = null;
+      this.onBack();
+    }
+  }
+
+  /** How long the question that is out has been waiting. */
+  get silence() {
+    return this.waiting.length ? performance.now() - this.waiting[0].due : 0;
+  }
+
+  /**
+   * The waits of all that were due in a span of time, once each is answered or lost.
+   * @param {number} from
+   * @param {number} to
+   */
+  async during(from, to) {
+    const within = this.beats.filter((beat) => beat.due >= from && beat.due <= to);
+    while (within.some((beat) => beat.answered === null)) await new Promise((done) => setTimeout(done, INTERVAL / 4));
+    return within;
+  }
+
+  /** Forget what is neither on the strip nor part of a run. @param {number} before */
+  forget(before) {
+    const first = this.beats.findIndex((beat) => beat.due >= before);
+    if (first > 0) this.beats.splice(0, first);
+  }
+}
+
+/** @param {Beat} beat */
+export function wait(beat) {
+  return (beat.answered ?? performance.now()) - beat.due;
+}
+
+/** @param {Beat} beat */
+function kind(beat) {
+  if (beat.lost || (beat.answered === null && wait(beat) > UNANSWERED)) return "lost";
+  return wait(beat) > SLOW ? "slow" : "good";
+}
+
+/**
+ * Median and longest wait of those that were answered, and how many were not.
+ * @param {Beat[]} beats
+ */
+export function waits(beats) {
+  const answered = beats.filter((beat) => !beat.lost).map(wait);
+  return {
+    probes: beats.length,
+    lost: beats.length - answered.length,
+    p50: answered.length ? median(answered) : null,
+    max: answered.length ? Math.max(...answered) : null,
+  };
+}
+
+/** The strip, drawn as a pulse: a beat for each answer, and a flat line for as long as there is none. */
+export class Strip {
+  /**
+   * @param {HTMLElement} panel
+   * @param {Heartbeat} heartbeat
+   */
+  constructor(panel, heartbeat) {
+    this.panel = panel;
+    this.heartbeat = heartbeat;
+    this.sheet = new Sheet(/** @type {HTMLCanvasElement} */ (panel.querySelector("canvas")));
+    this.reading = /** @type {HTMLElement} */ (panel.querySelector(".reading"));
+    /** @type {{from: number, to: number | null} | null} */ this.run = null;
+  }
+
+  draw() {
+    const now = performance.now();
+    const context = this.sheet.clear();
+    const { width, height } = this.sheet;
+    const x = (/** @type {number} */ time) => width - (now - time) * SPEED;
+    const shown = this.heartbeat.beats.filter((beat) => x(beat.answered ?? now) > -INTERVAL);
+    this.read(shown);
+    if (this.run) {
+      context.fillStyle = colour("run");
+      const from = Math.max(0, x(this.run.from));
+      context.fillRect(from, 0, Math.max(0, x(this.run.to ?? now) - from), height);
+    }
+    const firsts = firstOfEachAnswer(shown);
+    firsts.forEach((beat, number) => {
+      const next = Math.min(firsts[number + 1]?.due ?? now, beat.due + 2 * INTERVAL);
+      if (kind(beat) === "good") drawPulse(context, x(beat.due), beat.answered && x(beat.answered), x(next), height);
+      else drawFlat(context, kind(beat), x(beat.due), x(beat.answered ?? now), height, wait(beat));
+    });
+  }
+
+  /** The strip in words and as attributes. @param {Beat[]} shown */
+  read(shown) {
+    const { silence, lostSince } = this.heartbeat;
+    const last = shown.findLast((beat) => beat.answered !== null);
+    const text =
+      lostSince !== null || silence > SLOW
+        ? `no answer for ${duration(performance.now() - (lostSince ?? performance.now() - silence))}`
+        : last
+          ? `answers in ${duration(wait(last))}`
+          : "not asked yet";
+    const state = lostSince !== null || silence > UNANSWERED ? "lost" : silence > SLOW ? "slow" : "good";
+    this.panel.dataset.state = state;
+    if (this.reading.textContent !== text) this.reading.textContent = text;
+  }
+}
+
+/**
+ * Of beats that shared one answer the first, which waited longest.
+ * @param {Beat[]} beats
+ */
+function firstOfEachAnswer(beats) {
+  return beats.filter((beat, number) => number === 0 || beats[number - 1].answered !== beat.answered);
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} from
+ * @param {number | null} beat where the answer came
+ * @param {number} to
+ * @param {number} height
+ */
+function drawPulse(context, from, beat, to, height) {
+  const base = Math.round(height * 0.68);
+  context.strokeStyle = colour("good");
+  context.lineWidth = 1.5;
+  context.lineJoin = "round";
+  context.beginPath();
+  context.moveTo(from, base);
+  if (beat !== null) {
+    context.lineTo(beat, base);
+    context.lineTo(beat + 1.5, height * 0.2);
+    context.lineTo(beat + 3, height * 0.84);
+    context.lineTo(beat + 4.5, base);
+  }
+  context.lineTo(Math.max(to, (beat ?? from) + 4.5), base);
+  context.stroke();
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {"slow" | "lost" | string} name
+ * @param {number} from
+ * @param {number} to
+ * @param {number} height
+ * @param {number} milliseconds
+ */
+function drawFlat(context, name, from, to, height, milliseconds) {
+  const base = Math.round(height * 0.68);
+  context.fillStyle = colour(name);
+  context.fillRect(from, base - 2, Math.max(to - from, 2), 4);
+  const text = duration(milliseconds);
+  context.font = `600 12px ${getComputedStyle(context.canvas).fontFamily}`;
+  const width = context.measureText(text).width;
+  if (name === "slow" && width + 8 < to - Math.max(from, 0)) {
+    context.fillStyle = colour("slow-ink");
+    context.textBaseline = "alphabetic";
+    context.fillText(text, (Math.max(from, 0) + to - width) / 2, base - 7);
+  }
+}
