@@ -1,4 +1,4 @@
-"""The web page of a rung: static files, what they must know about the rung, and many clients in one connection.
+"""The web page of a rung: static files, what they must know of the rung, many clients in one connection.
 
 Every file is read once, when the app is made. To send one touches neither the disk nor the engine, so the
 page loads as long as the server answers anything at all.
@@ -37,8 +37,8 @@ MOST_CLIENTS = 16
 
 HEADERS = {
     # Nothing from elsewhere, nothing inline: even if text of a model were taken for HTML, it could not run.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # may be kept, but is asked for again: the next rung has the same address
@@ -163,7 +163,9 @@ async def collect(pieces: asyncio.Queue[Piece], clients: int) -> AsyncGenerator[
         yield b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
 
 
-async def ask(app: FastAPI, client: int, body: bytes, pieces: asyncio.Queue[Piece], gone: asyncio.Event) -> None:
+async def ask(
+    app: FastAPI, client: int, body: bytes, pieces: asyncio.Queue[Piece], gone: asyncio.Event
+) -> None:
     """Put one request to the app, as a server would that had read it from a connection of its own.
 
     It is never cancelled: when the client is gone the app is told so, and ends the request in its own way.

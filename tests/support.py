@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,9 @@ from urllib.parse import urlsplit
 
 import torch
 from fastapi import FastAPI
+from flask import Flask
 from torch import Tensor
+from waitress.server import create_server
 
 from ladder.client import DONE, Client, Measurement
 from ladder.launch import ROOT, RungProcess
@@ -313,6 +315,44 @@ class Passes:
         self.kinds.append(kind)
         if len(self.kinds) == self.fail_at:
             raise RuntimeError("the model broke")
+
+
+@dataclass
+class Gate:
+    """Stops the model before its third forward pass, until the test opens it."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+    passes: int = 0
+
+    def __call__(self, _kind: str, _slots: Sequence[int]) -> None:
+        self.passes += 1
+        if self.passes == 3:
+            self.reached.set()
+            assert self.opened.wait(timeout=60)
+
+
+@dataclass(frozen=True)
+class Waitress(Server):
+    """The rung's app behind the server that runs it, with a look at the requests that wait for a worker."""
+
+    waiting: Sequence[object]
+
+
+@contextmanager
+def serving_flask(app: Flask, workers: int) -> Iterator[Waitress]:
+    listener = listen("127.0.0.1", 0)
+    host, port = listener.getsockname()
+    server: Any = create_server(app, sockets=[listener], threads=workers)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield Waitress(f"http://{host}:{port}", server.task_dispatcher.queue)
+    finally:
+        with suppress(OSError):  # closing may close the trigger before its pull is over
+            server.trigger.pull_trigger(server.close)
+        thread.join()
+        listener.close()
 
 
 class Oracle:

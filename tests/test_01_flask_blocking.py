@@ -9,69 +9,26 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
-from waitress.server import create_server
-
 from ladder.loading import Model
-from ladder.server import listen
 from tests.support import (
     QUESTION,
     STORY,
+    Gate,
     Passes,
     Server,
     ServerPool,
     eventually,
     import_rung,
     raw_request,
+    serving_flask,
     watched,
 )
 
 SCRIPT = "01_flask_blocking.py"
 rung = import_rung(SCRIPT)
-
-
-@dataclass
-class Gate:
-    """Stops the model before its third forward pass, until the test opens it."""
-
-    reached: threading.Event = field(default_factory=threading.Event)
-    opened: threading.Event = field(default_factory=threading.Event)
-    passes: int = 0
-
-    def __call__(self, _kind: str, _slots: Sequence[int]) -> None:
-        self.passes += 1
-        if self.passes == 3:
-            self.reached.set()
-            assert self.opened.wait(timeout=60)
-
-
-@dataclass(frozen=True)
-class Waitress(Server):
-    """The rung's app behind the server that runs it, with a look at the requests that wait for a worker."""
-
-    waiting: Sequence[object]
-
-
-@contextmanager
-def serving_flask(app: Flask, workers: int) -> Iterator[Waitress]:
-    listener = listen("127.0.0.1", 0)
-    host, port = listener.getsockname()
-    server: Any = create_server(app, sockets=[listener], threads=workers)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield Waitress(f"http://{host}:{port}", server.task_dispatcher.queue)
-    finally:
-        with suppress(OSError):  # closing may close the trigger before its pull is over
-            server.trigger.pull_trigger(server.close)
-        thread.join()
-        listener.close()
 
 
 class Finished(queue.SimpleQueue[str]):

@@ -92,33 +92,34 @@ def test_what_fastapi_formats_comes_back(data: str, name: str, event_id: str, pl
     assert parse(*cut(stream, places)) == [Event(data, name, event_id)]
 
 
-@pytest.mark.parametrize(
-    ("stream", "events"),
-    [
-        (b"data: a\n\ndata: b\n\n", [Event("a"), Event("b")]),
-        (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [Event("a"), Event("b"), Event("c")]),
-        (b": a comment\ndata: a\n:\n\n", [Event("a")]),
-        (b"data: one\ndata: two\n\n", [Event("one\ntwo")]),
-        (b"data:a\n\n", [Event("a")]),
-        (b"data:  a \n\n", [Event(" a ")]),
-        (b"data\n\n", [Event("")]),
-        (b"data:\n\n", [Event("")]),
-        (b"data:\ndata\n\n", [Event("\n")]),
-        (b"event: error\n\ndata: a\n\n", [Event("a")]),
-        (b"event: error\ndata: a\n\ndata: b\n\n", [Event("a", "error"), Event("b")]),
-        (
-            b"id: 1\ndata: a\n\ndata: b\n\nid\ndata: c\n\n",
-            [Event("a", id="1"), Event("b", id="1"), Event("c")],
-        ),
-        (b"id: 1\nid: 2\0\ndata: a\n\n", [Event("a", id="1")]),
-        (b"\xef\xbb\xbfdata: a\n\n", [Event("a")]),
-        (b"data: \xef\xbb\xbfa\n\n", [Event("\ufeffa")]),
-        (b"retry: 10\ndata : a\nDATA: a\n\n", []),
-        (b"data: unfinished\n", []),
-        ("data: 👩🏽‍🚀\n\n".encode(), [Event("👩🏽‍🚀")]),
-        ("data: a\u2028b\x85c\x0bd\n\n".encode(), [Event("a\u2028b\x85c\x0bd")]),
-    ],
-)
+CASES = [
+    (b"data: a\n\ndata: b\n\n", [Event("a"), Event("b")]),
+    (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [Event("a"), Event("b"), Event("c")]),
+    (b": a comment\ndata: a\n:\n\n", [Event("a")]),
+    (b"data: one\ndata: two\n\n", [Event("one\ntwo")]),
+    (b"data:a\n\n", [Event("a")]),
+    (b"data:  a \n\n", [Event(" a ")]),
+    (b"data\n\n", [Event("")]),
+    (b"data:\n\n", [Event("")]),
+    (b"data:\ndata\n\n", [Event("\n")]),
+    (b"event: error\n\ndata: a\n\n", [Event("a")]),
+    (b"event: error\ndata: a\n\ndata: b\n\n", [Event("a", "error"), Event("b")]),
+    (
+        b"id: 1\ndata: a\n\ndata: b\n\nid\ndata: c\n\n",
+        [Event("a", id="1"), Event("b", id="1"), Event("c")],
+    ),
+    (b"id: 1\nid: 2\0\ndata: a\n\n", [Event("a", id="1")]),
+    (b"\xef\xbb\xbfdata: a\n\n", [Event("a")]),
+    (b"data: \xef\xbb\xbfa\n\n", [Event("\ufeffa")]),
+    (b"retry: 10\ndata : a\nDATA: a\n\n", []),
+    (b"data: unfinished\n", []),
+    ("data: 👩🏽‍🚀\n\n".encode(), [Event("👩🏽‍🚀")]),
+    ("data: a\u2028b\x85c\x0bd\n\n".encode(), [Event("a\u2028b\x85c\x0bd")]),
+]
+"""Streams, and the events that the standard reads in them."""
+
+
+@pytest.mark.parametrize(("stream", "events"), CASES)
 def test_the_standards_cases(stream: bytes, events: list[Event]) -> None:
     assert parse(stream) == events
 
