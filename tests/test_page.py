@@ -1,0 +1,394 @@
+"""Holds the page to account in a real browser: what it shows of a server, and what it does to it.
+
+Nothing is timed here. Where the model must be seen to be at work it is held by a gate, as long as the test
+likes; and how long an answer of /health took is what the page itself says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from benchmarks.browser import MISSING, chromium, find_chromium
+from ladder.loading import Model, load_model
+from ladder.pages import MOST_CLIENTS
+from ladder.schema import GenerateRequest, Health, TokenEvent
+from tests.support import (
+    QUESTION,
+    RUNGS,
+    STORY,
+    Gate,
+    Passes,
+    RungServer,
+    Server,
+    ServerPool,
+    import_rung,
+    own_rung,
+    serving,
+    serving_flask,
+    watched,
+)
+from tests.test_sse import CASES, PIECES, by_the_standard, cut
+
+rung_01 = import_rung("01_flask_blocking.py")
+rung_02 = import_rung("02_async_streaming.py")
+
+WIDE = {"width": 1600, "height": 1000}
+NARROW = {"width": 360, "height": 780}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        if os.environ.get("LADDER_NEEDS_CHROMIUM"):
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    with chromium() as browser:
+        expect.set_options(timeout=20_000)
+        yield browser
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens pages and waits until they can start; at the end, none of them may have complained."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_page(server: Server, *, size: Any = WIDE, **settings: Any) -> Page:
+        context = browser.new_context(viewport=size, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url)
+        expect(page.locator("#start")).to_be_enabled()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # That a rung refuses a request, or is gone, is for the browser to note, and not a fault of the page.
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+@pytest.fixture(scope="module")
+def endless_model(endless: Path) -> Model:
+    return load_model(str(endless), dtype="float32", device="cpu")
+
+
+def ask(page: Page, clients: int, prompt: str = STORY, **settings: Any) -> None:
+    """Fill in the form and start."""
+    page.locator("#prompt").fill(prompt)
+    for name, value in settings.items():
+        page.locator(f"#{name.replace('_', '-')}").fill(str(value))
+    page.locator("#clients").fill(str(clients))
+    page.locator("#start").click()
+
+
+def lanes(page: Page, state: str | None = None) -> Locator:
+    return page.locator(f".lane[data-state={state}]" if state else ".lane")
+
+
+def idle(server: Server) -> dict[str, Any]:
+    """`server.idle`, in another thread: Playwright has an event loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(server.idle).result()
+
+
+def next_answers_of_health(page: Page, number: int) -> None:
+    for _ in range(number):
+        with page.expect_response("**/health", timeout=20_000):
+            pass
+
+
+def test_the_header_says_which_rung_it_is(server: RungServer, open_page: Open) -> None:
+    page = open_page(server)
+    expect(page.locator("h1")).to_contain_text(f"Rung {server.number}")
+    doc = (import_rung(server.script).__doc__ or "").splitlines()[0]
+    expect(page.locator("#idea")).to_have_text(doc.partition(": ")[2])
+    expect(page.locator("#source")).to_have_text(server.script)
+    expect(page.locator("#model")).to_have_text("tiny")
+    expect(page.locator("#docs")).to_be_visible(visible=server.streams)
+    expect(page.locator("#stream")).to_be_enabled(enabled=server.streams)
+    expect(page.locator("#stream-hint")).to_be_visible(visible=not server.streams)
+    expect(page.locator(".batch")).to_be_visible(visible=server.number >= "04")
+
+
+def test_a_parser_of_events_keeps_to_the_standard(pool: ServerPool, open_page: Open) -> None:
+    page = open_page(pool(RUNGS[0]))
+    chosen = random.Random(0)
+    streams = ["".join(chosen.choices(PIECES, k=chosen.randint(0, 40))).encode() for _ in range(500)]
+    cases = [(stream, events) for stream, events in CASES] + [(one, by_the_standard(one)) for one in streams]
+    inputs, expected = [], []
+    for stream, events in cases:
+        byte_by_byte = [bytes([byte]) for byte in stream]
+        somewhere = cut(stream, chosen.choices(range(200), k=6))
+        for pieces in (byte_by_byte, somewhere):
+            inputs.append([list(piece) for piece in pieces])
+            expected.append([[event.data, event.name, event.id] for event in events])
+    seen = page.evaluate(
+        """async (inputs) => {
+            const { EventParser } = await import("/page/sse.js");
+            return inputs.map((pieces) => {
+                const parser = new EventParser();
+                const events = pieces.flatMap((piece) => parser.feed(Uint8Array.from(piece)));
+                return events.map(({ data, name, id }) => [data, name, id]);
+            });
+        }""",
+        inputs,
+    )
+    assert seen == expected
+
+
+def test_rung_01_flatlines_while_it_generates(bundled: Model, open_page: Open) -> None:
+    gate = Gate()
+    with serving_flask(rung_01.create_app(rung_01.Engine(watched(bundled, gate))), workers=1) as server:
+        page = open_page(server)
+        pulse = page.locator("#heartbeat")
+        expect(pulse).to_have_attribute("data-state", "good")
+        answered: list[str] = []
+        ask(page, 1, QUESTION)
+        gate.reached.wait(timeout=60)
+        expect(pulse).to_have_attribute("data-state", "slow")
+        page.on("response", lambda response: answered.append(response.url))
+        expect(pulse).to_have_attribute("data-state", "lost")  # for two seconds now
+        expect(pulse.locator(".reading")).to_have_text(re.compile(r"no answer for [\d.]+ s"))
+        expect(lanes(page, "waiting")).to_have_count(1)
+        assert answered == []
+        gate.opened.set()
+        expect(pulse).to_have_attribute("data-state", "good")
+        expect(lanes(page, "done")).to_have_count(1)
+        # Of the probes that fell due meanwhile none is forgotten: half of them waited a second and more.
+        expect(page.locator("#summary-figures")).to_have_text(re.compile(r"/health, median[\d.]+ s"))
+        page.close()
+
+
+def test_rung_02_answers_while_it_generates(bundled: Model, open_page: Open) -> None:
+    gate = Gate()
+    engine = rung_02.Engine(watched(bundled, gate))
+    with serving(rung_02.create_app(engine), engine.stop) as server:
+        page = open_page(server)
+        ask(page, 1, QUESTION)
+        gate.reached.wait(timeout=60)
+        next_answers_of_health(page, 10)
+        expect(page.locator("[data-figure=running]")).to_have_text("1")
+        expect(page.locator("#heartbeat")).to_have_attribute("data-state", "good")
+        expect(lanes(page, "streaming").locator(".words")).not_to_be_empty()
+        gate.opened.set()
+        expect(lanes(page, "done")).to_have_count(1)
+        page.close()
+
+
+def test_each_client_gets_its_text(server: RungServer, open_page: Open) -> None:
+    page = open_page(server)
+    ask(page, 7, QUESTION, temperature=0, max_tokens=20)
+    expect(lanes(page, "done")).to_have_count(7)
+    text = server.generate(QUESTION, temperature=0, max_tokens=20).json()["text"]
+    expect(page.locator(".words")).to_have_text([text.strip()] * 7)
+    expect(page.locator(".ttft").first).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+    expect(page.locator(".total").last).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+    expect(page.locator("#status")).to_have_text("7 clients: 7 done.")
+
+
+def test_a_browser_sends_no_more_to_rung_01_than_it_has_connections(bundled: Model, open_page: Open) -> None:
+    gate = Gate()
+    with serving_flask(rung_01.create_app(rung_01.Engine(watched(bundled, gate))), workers=1) as server:
+        page = open_page(server)
+        ask(page, 7, QUESTION, max_tokens=4)
+        gate.reached.wait(timeout=60)
+        expect(page.locator("#clients-hint")).to_be_visible()
+        expect(lanes(page, "waiting")).to_have_count(5)
+        expect(lanes(page, "unsent")).to_have_count(2)
+        gate.opened.set()
+        expect(lanes(page, "done")).to_have_count(7)
+        page.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_stop_ends_the_work(endless_server: RungServer, open_page: Open, stream: bool) -> None:
+    page = open_page(endless_server)
+    page.locator("#stream").set_checked(stream)
+    ask(page, 6, max_tokens=3000)
+    expect(page.locator("[data-figure=running]")).to_have_text("6")
+    page.locator("#stop").click()
+    expect(lanes(page, "stopped")).to_have_count(6)
+    assert idle(endless_server)["running"] == 0
+    expect(page.locator("[data-figure=running]")).to_have_text("0")
+    expect(page.locator("#summary")).to_be_visible()
+
+
+def test_a_page_that_is_loaded_again_leaves_no_work_behind(
+    pool: ServerPool, endless: Path, open_page: Open
+) -> None:
+    server = pool(RUNGS[-1], "--model", str(endless))
+    page = open_page(server)
+    ask(page, 4, max_tokens=3000)
+    expect(lanes(page, "streaming")).to_have_count(4)
+    page.reload()
+    expect(page.locator("#start")).to_be_enabled()
+    assert idle(server)["running"] == 0
+
+
+def test_the_error_of_one_client_is_shown_and_the_others_go_on(endless_model: Model, open_page: Open) -> None:
+    engine = rung_02.Engine(watched(endless_model, Passes(fail_at=20)))
+    with serving(rung_02.create_app(engine), engine.stop) as server:
+        page = open_page(server)
+        ask(page, 3, max_tokens=30)
+        expect(lanes(page, "done")).to_have_count(2)
+        expect(lanes(page, "failed").locator(".problem")).to_have_text("the model broke")
+        expect(page.locator("#status")).to_have_text("3 clients: 2 done, 1 failed.")
+        page.close()
+
+
+def test_a_request_that_is_refused_says_why(server: RungServer, open_page: Open) -> None:
+    page = open_page(server)
+    ask(page, 2, max_tokens=100_000)
+    expect(lanes(page, "failed")).to_have_count(2)
+    expect(page.locator(".problem").first).to_contain_text("422")
+    expect(page.locator(".problem").first).to_contain_text("max_tokens")
+
+
+MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
+
+
+class Injector:
+    """An engine whose model writes HTML."""
+
+    def submit(self, request: GenerateRequest) -> Any:
+        return request
+
+    async def events(self, _sequence: Any) -> AsyncIterator[TokenEvent]:
+        for piece in (MARKUP[:30], MARKUP[30:]):
+            yield TokenEvent(token=piece, token_id=1)
+
+    def abort(self, _sequence: Any) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def health(self) -> Health:
+        return Health(rung="02", model=MARKUP, running=0, waiting=0, steps=0, tokens=0, pid=1)
+
+
+def test_what_the_model_writes_is_text_and_never_markup(open_page: Open) -> None:
+    engine = Injector()
+    with serving(rung_02.create_app(engine), engine.stop) as server:
+        page = open_page(server)
+        ask(page, 2, MARKUP)
+        expect(lanes(page, "done")).to_have_count(2)
+        expect(page.locator(".words")).to_have_text([MARKUP] * 2)
+        expect(page.locator("#model")).to_have_text(MARKUP)
+        expect(page.locator("img, b, body script")).to_have_count(0)
+        expect(page).to_have_title("Rung 02: async streaming")
+        page.close()
+
+
+def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> None:
+    with own_rung("02_async_streaming.py") as server:
+        page = open_page(server)
+        port = str(urlsplit(server.url).port)
+        server.process.stop()
+        expect(page.locator("#lost")).to_have_text(re.compile(r"no answer since .+ Still asking"))
+        expect(page.locator("#heartbeat")).to_have_attribute("data-state", "lost")
+        ask(page, 2, QUESTION)
+        expect(lanes(page, "failed")).to_have_count(2)
+        expect(page.locator(".problem").first).to_have_text("the connection to the server is lost")
+    with own_rung("03_batching.py", "--port", port):
+        expect(page.locator("#lost")).to_be_hidden()
+        expect(page.locator("h1")).to_contain_text("Rung 03")
+        ask(page, 2, QUESTION)
+        expect(lanes(page, "done")).to_have_count(2)
+        page.close()
+
+
+def test_everything_can_be_done_with_the_keyboard(pool: ServerPool, endless: Path, open_page: Open) -> None:
+    server = pool("04_continuous_batching.py", "--model", str(endless))
+    page = open_page(server)
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "prompt":
+            break
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Count from 1 to 30.")
+    page.keyboard.press("Enter")
+    expect(lanes(page, "streaming")).to_have_count(4)
+    page.keyboard.press("Escape")
+    expect(lanes(page, "stopped")).to_have_count(4)
+    seen = []
+    while not seen or seen[-1] != "copy":
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        assert len(seen) < 40
+    expected = ["clients", "max-tokens", "temperature", "seed", "stream", "start", *["text"] * 4, "copy"]
+    assert [one for one in seen if one] == expected
+    assert idle(server)["running"] == 0
+
+
+def test_the_summary_can_be_copied(pool: ServerPool, open_page: Open) -> None:
+    page = open_page(pool("04_continuous_batching.py"), permissions=["clipboard-read", "clipboard-write"])
+    ask(page, 3, seed=1)
+    page.locator("#copy").click()
+    expect(page.locator("#copied")).to_have_text("Copied.")
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert text.startswith("Rung 04: continuous batching, model tiny\n3 clients: 3 done; streaming")
+    for label in ("First token, median", "First token, worst", "Tokens per second", "/health, median"):
+        assert re.search(rf"^{label}: [\d.,]+", text, re.MULTILINE), text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, size: dict[str, int]) -> None:
+    """Axe finds nothing, and no line is wider than the screen, before a run and after it."""
+    page = open_page(
+        pool("04_continuous_batching.py"), size=size, color_scheme=scheme, reduced_motion="reduce"
+    )
+    for clients in (0, 3):
+        if clients:
+            ask(page, clients)
+            expect(page.locator("#summary")).to_be_visible()
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate("document.getAnimations().length") == 0
+
+
+LONGEST_TASK = 0.1
+"""Seconds; what takes longer is felt when one types or scrolls."""
+
+
+def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page: Open) -> None:
+    """By the browser's own trace. A task counts by the time that it computed: other processes are at work
+    on this machine, first of all the model."""
+    page = open_page(pool("04_continuous_batching.py"))
+    browser.start_tracing(page, categories=["toplevel", "disabled-by-default-devtools.timeline"])
+    ask(page, MOST_CLIENTS)
+    expect(page.locator("#summary")).to_be_visible()
+    trace = json.loads(browser.stop_tracing())["traceEvents"]
+    main_threads = {
+        (event["pid"], event["tid"])
+        for event in trace
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    tasks = [
+        event.get("tdur", 0) / 1e6
+        for event in trace
+        if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main_threads
+    ]
+    assert len(tasks) > 100
+    assert max(tasks) < LONGEST_TASK
+    expect(lanes(page, "done")).to_have_count(MOST_CLIENTS)
