@@ -20,7 +20,8 @@ from benchmarks.browser import chromium
 from ladder.errors import errors_in_one_line
 from ladder.launch import ROOT, running_rungs
 
-SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 WIDTH, HEIGHT = 1200, 700
 SHARPNESS = 1.5
 """Pixels of the picture for one of the page."""
@@ -45,9 +46,7 @@ PICTURES = (
 )
 
 
-def take(
-    browser: Browser, picture: Picture, url: str, scheme: Literal["light", "dark"], folder: Path
-) -> Path:
+def take(browser: Browser, picture: Picture, url: str, scheme: Scheme, folder: Path) -> Path:
     page = browser.new_page(
         viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme, device_scale_factor=SHARPNESS
     )
@@ -76,15 +75,12 @@ def run(page: Page, picture: Picture) -> None:
 def save(png: bytes, file: Path) -> None:
     """With a palette of its own the picture looks the same at a third of the size."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-        file, optimize=True
-    )
+    few_colours = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few_colours.save(file, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Take the README's pictures of the page.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="a folder")
     folder: Path = parser.parse_args(arguments).output
     folder.mkdir(parents=True, exist_ok=True)

@@ -104,8 +104,9 @@ async function share(requests, signal, answers) {
 /** One client's part of a shared connection, as the response it would have had alone. */
 class Answer {
   constructor() {
-    /** @type {Promise<Response>} */
-    this.response = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
+    /** @type {PromiseWithResolvers<Response>} */
+    this.promise = Promise.withResolvers();
+    this.response = this.promise.promise;
     this.body = new ReadableStream({ start: (controller) => void (this.controller = controller) });
     this.open = true;
   }
@@ -113,13 +114,14 @@ class Answer {
   /** @param {{status?: number, type?: string, body?: string, ended?: boolean}} piece */
   take(piece) {
     if (piece.status) {
-      this.resolve(new Response(this.body, { status: piece.status, headers: { "content-type": piece.type ?? "" } }));
+      const headers = { "content-type": piece.type ?? "" };
+      this.promise.resolve(new Response(this.body, { status: piece.status, headers }));
     } else if (piece.body) {
       this.controller.enqueue(Uint8Array.from(piece.body, (byte) => byte.charCodeAt(0)));
     } else if (this.open) {
       this.open = false;
       this.controller.close();
-      this.reject(new Refusal("no answer"));
+      this.promise.reject(new Refusal("no answer"));
     }
   }
 
@@ -127,7 +129,7 @@ class Answer {
   fail(error) {
     if (!this.open) return;
     this.open = false;
-    this.reject(error);
+    this.promise.reject(error);
     this.controller.error(error);
   }
 }

@@ -1,7 +1,7 @@
 /** What the engine says of itself in each answer of /health. */
 
+import { setText } from "./dom.js";
 import { count } from "./format.js";
-import { setText } from "./lane.js";
 
 /** @typedef {import("./client.js").Health} Health */
 

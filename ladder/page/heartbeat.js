@@ -7,6 +7,7 @@
 
 import { colour, Sheet } from "./canvas.js";
 import { askHealth } from "./client.js";
+import { setText } from "./dom.js";
 import { duration, median } from "./format.js";
 
 /** @typedef {import("./client.js").Health} Health */
@@ -161,7 +162,7 @@ export class Strip {
           : "not asked yet";
     const state = lostSince !== null || silence > UNANSWERED ? "lost" : silence > SLOW ? "slow" : "good";
     this.panel.dataset.state = state;
-    if (this.reading.textContent !== text) this.reading.textContent = text;
+    setText(this.reading, text);
   }
 }
 

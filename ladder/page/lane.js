@@ -2,6 +2,7 @@
 
 import { Sheet } from "./canvas.js";
 import { readAnswer } from "./client.js";
+import { setText } from "./dom.js";
 import { count, duration } from "./format.js";
 import { drawCourse } from "./timeline.js";
 
@@ -129,13 +130,4 @@ export class Lane {
     setText(this.parts.total, total !== null && this.ended !== null ? duration(total) : "–");
     drawCourse(this.sheet, this, this.now(), end);
   }
-}
-
-/**
- * Leave the layout alone where nothing has changed.
- * @param {HTMLElement} element
- * @param {string} text
- */
-export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }

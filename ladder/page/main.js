@@ -2,10 +2,10 @@
 
 import { Sheet } from "./canvas.js";
 import { CONNECTIONS, describeRung } from "./client.js";
+import { setText } from "./dom.js";
 import { EngineFigures } from "./engine.js";
 import { several } from "./format.js";
 import { Heartbeat, Strip } from "./heartbeat.js";
-import { setText } from "./lane.js";
 import { Run } from "./run.js";
 import { asText, copy, outcome, summarize } from "./summary.js";
 
