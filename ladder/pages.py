@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, MutableMapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from ladder.http import EventStream, log_failure
+from ladder.launch import ROOT
 
 MEDIA_TYPES = {
     ".css": "text/css",
@@ -73,49 +75,44 @@ class StaticFile:
     content: bytes
     media_type: str
 
-    @property
+    @cached_property
     def tag(self) -> str:
         return f'"{hashlib.sha256(self.content).hexdigest()[:20]}"'
 
+    @property
+    def headers(self) -> dict[str, str]:
+        encoding = "; charset=utf-8" if self.media_type.startswith("text/") else ""
+        return HEADERS | {"Content-Type": self.media_type + encoding, "ETag": self.tag}
 
-def static_files(rung: Rung, folder: Path, root: Path) -> dict[str, StaticFile]:
+
+def static_files(rung: Rung, folder: Path = FOLDER) -> dict[str, StaticFile]:
     """Everything there is to see, by its path: the page at /, its parts, the rung in words and in Python."""
     files = {
         f"/page/{file.name}": StaticFile(file.read_bytes(), MEDIA_TYPES[file.suffix])
         for file in sorted(folder.iterdir())
         if file.suffix in MEDIA_TYPES
     }
-    about = json.dumps(asdict(rung) | {"most_clients": MOST_CLIENTS}).encode()
     return files | {
         "/": files["/page/index.html"],
-        "/rung": StaticFile(about, "application/json"),
-        "/source": StaticFile((root / rung.source).read_bytes(), "text/plain"),
+        "/rung": StaticFile(json.dumps(asdict(rung)).encode(), "application/json"),
+        "/source": StaticFile((ROOT / rung.source).read_bytes(), "text/plain"),
     }
-
-
-def headers_of(file: StaticFile) -> dict[str, str]:
-    encoding = "; charset=utf-8" if file.media_type.startswith("text/") else ""
-    return HEADERS | {"Content-Type": file.media_type + encoding, "ETag": file.tag}
-
-
-def page_files(rung: Rung, folder: Path = FOLDER) -> dict[str, StaticFile]:
-    return static_files(rung, folder, Path(__file__).parent.parent)
 
 
 def add_flask_page(app: flask.Flask, rung: Rung) -> None:
     def serve(file: StaticFile) -> flask.Response:
-        response = flask.Response(file.content, headers=headers_of(file))
+        response = flask.Response(file.content, headers=file.headers)
         return response.make_conditional(flask.request)
 
-    for path, file in page_files(rung).items():
+    for path, file in static_files(rung).items():
         app.add_url_rule(path, endpoint=path, view_func=lambda file=file: serve(file))
 
 
 def add_page(app: FastAPI, rung: Rung) -> None:
     def serve(file: StaticFile, request: Request) -> Response:
         if file.tag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers_of(file))
-        return Response(file.content, headers=headers_of(file))
+            return Response(status_code=304, headers=file.headers)
+        return Response(file.content, headers=file.headers)
 
     def add(path: str, file: StaticFile) -> None:
         async def page(request: Request) -> Response:
@@ -123,7 +120,7 @@ def add_page(app: FastAPI, rung: Rung) -> None:
 
         app.add_route(path, page, methods=["GET"], include_in_schema=False)
 
-    for path, file in page_files(rung).items():
+    for path, file in static_files(rung).items():
         add(path, file)
     add_clients(app)
 

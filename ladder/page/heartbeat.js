@@ -210,11 +210,11 @@ function drawFlat(context, name, from, to, height, milliseconds) {
   const base = Math.round(height * 0.68);
   context.fillStyle = colour(name);
   context.fillRect(from, base - 2, Math.max(to - from, 2), 4);
-  const text = duration(milliseconds);
+  const text = name === "slow" ? duration(milliseconds) : "no answer";
   context.font = `600 12px ${getComputedStyle(context.canvas).fontFamily}`;
   const width = context.measureText(text).width;
-  if (name === "slow" && width + 8 < to - Math.max(from, 0)) {
-    context.fillStyle = colour("slow-ink");
+  if (width + 8 < to - Math.max(from, 0)) {
+    context.fillStyle = colour(name === "slow" ? "slow-ink" : name);
     context.textBaseline = "alphabetic";
     context.fillText(text, (Math.max(from, 0) + to - width) / 2, base - 7);
   }
