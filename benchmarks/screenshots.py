@@ -68,7 +68,7 @@ def run(page: Page, picture: Picture) -> None:
     if picture.amid:
         expect(page.locator(".words").last).to_have_text(re.compile(r".{200}", re.DOTALL))
     else:
-        expect(page.locator("#summary")).to_be_visible(timeout=60_000)
+        expect(page.locator("#copy")).to_be_enabled(timeout=60_000)
         page.wait_for_timeout(1000)  # and some after it
 
 

@@ -175,7 +175,7 @@ def test_rung_01_flatlines_while_it_generates(bundled: Model, open_page: Open) -
         expect(pulse).to_have_attribute("data-state", "good")
         expect(lanes(page, "done")).to_have_count(1)
         # Of the probes that fell due meanwhile none is forgotten, not only the one that was sent.
-        figures = re.compile(r"/health, median(\d{3} ms|[\d.]+ s)/health, longest[\d.]+ s\d\d+ probes")
+        figures = re.compile(r"/health, median(\d{3} ms|[\d.]+ s).*/health, longest[\d.]+ s\d\d+ probes")
         expect(page.locator("#summary-figures")).to_have_text(figures)
         page.context.close()
 
@@ -231,7 +231,7 @@ def test_stop_ends_the_work(endless_server: RungServer, open_page: Open, stream:
     expect(lanes(page, "stopped")).to_have_count(6)
     assert idle(endless_server)["running"] == 0
     expect(page.locator("[data-figure=running]")).to_have_text("0")
-    expect(page.locator("#summary")).to_be_visible()
+    expect(page.locator("#copy")).to_be_enabled()
 
 
 def test_a_page_that_is_loaded_again_leaves_no_work_behind(
@@ -330,7 +330,7 @@ def test_everything_can_be_done_with_the_keyboard(pool: ServerPool, endless: Pat
     expect(lanes(page, "streaming")).to_have_count(4)
     page.keyboard.press("Escape")
     expect(lanes(page, "stopped")).to_have_count(4)
-    expect(page.locator("#summary")).to_be_visible()
+    expect(page.locator("#copy")).to_be_enabled()
     seen = []
     while not seen or seen[-1] != "copy":
         page.keyboard.press("Tab")
@@ -362,7 +362,7 @@ def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, s
     for clients in (0, 3):
         if clients:
             ask(page, clients)
-            expect(page.locator("#summary")).to_be_visible()
+            expect(page.locator("#copy")).to_be_enabled()
         results = Axe().run(page)
         assert results.violations_count == 0, results.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
@@ -379,7 +379,7 @@ def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page
     page = open_page(pool("04_continuous_batching.py"))
     browser.start_tracing(page, categories=["toplevel", "disabled-by-default-devtools.timeline"])
     ask(page, MOST_CLIENTS)
-    expect(page.locator("#summary")).to_be_visible()
+    expect(page.locator("#copy")).to_be_enabled()
     trace = json.loads(browser.stop_tracing())["traceEvents"]
     main_threads = {
         (event["pid"], event["tid"])

@@ -30,7 +30,7 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** @type {import("./client.js").Rung | null} */ let rung = null;
 /** @type {Run | null} */ let run = null;
-/** @type {(() => string) | null} */ let summaryText = null;
+let summaryText = "";
 let model = "";
 
 const engine = new EngineFigures(element("engine"));
@@ -101,7 +101,7 @@ function requests() {
 async function start() {
   if (rung === null || running()) return;
   element("lanes").hidden = false;
-  element("summary").hidden = true;
+  clearSummary();
   const list = element("lane-list");
   const thisRun = new Run(requests(), list, /** @type {HTMLTemplateElement} */ (element("lane")), axis);
   run = thisRun;
@@ -124,17 +124,29 @@ async function conclude(ended, rung) {
   const beats = await heartbeat.during(ended.started, ended.ended ?? 0);
   if (run !== ended) return; // the next one has begun while the last probe was out
   const figures = summarize(ended.lanes, beats);
-  summaryText = () => asText(rung, model, ended.requests[0], ended.lanes, figures);
+  summaryText = asText(rung, model, ended.requests[0], ended.lanes, figures);
+  showFigures(figures);
+  /** @type {HTMLButtonElement} */ (element("copy")).disabled = false;
+}
+
+/** @param {import("./summary.js").Figure[]} figures */
+function showFigures(figures) {
   const rows = figures.map((figure) => {
     const row = document.createElement("div");
-    for (const [tag, text] of [["dt", figure.label], ["dd", figure.value], ["dd", figure.note]]) {
-      if (text) row.appendChild(document.createElement(tag)).textContent = text;
+    for (const [tag, text] of [["dt", figure.label], ["dd", figure.value], ["dd", figure.note || "\u00a0"]]) {
+      row.appendChild(document.createElement(tag)).textContent = text;
     }
     return row;
   });
   element("summary-figures").replaceChildren(...rows);
+}
+
+/** The place for the figures is there from the start, so that nothing jumps when they come. */
+function clearSummary() {
   element("summary").hidden = false;
-  element("copied").textContent = "";
+  showFigures(summarize([], []));
+  /** @type {HTMLButtonElement} */ (element("copy")).disabled = true;
+  setText(element("copied"), "");
   element("copy-text").hidden = true;
 }
 
@@ -156,8 +168,7 @@ for (const example of document.querySelectorAll("#examples button")) {
   example.addEventListener("click", () => (fields.prompt.value = example.textContent ?? ""));
 }
 element("copy").addEventListener("click", async () => {
-  if (!summaryText) return;
-  const done = await copy(summaryText(), /** @type {HTMLTextAreaElement} */ (element("copy-text")));
+  const done = await copy(summaryText, /** @type {HTMLTextAreaElement} */ (element("copy-text")));
   setText(element("copied"), done ? "Copied." : "Selected: copy it with the keyboard.");
 });
 

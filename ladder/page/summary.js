@@ -12,6 +12,7 @@ import { waits } from "./heartbeat.js";
  */
 
 /**
+ * The figures of a run; without lanes, the same with nothing in them.
  * @param {Lane[]} lanes
  * @param {Beat[]} beats those that were due during the run
  * @returns {Figure[]}
@@ -19,21 +20,21 @@ import { waits } from "./heartbeat.js";
 export function summarize(lanes, beats) {
   const firsts = lanes.map((lane) => lane.ttft).filter((ttft) => ttft !== null);
   const tokens = lanes.reduce((sum, lane) => sum + lane.count, 0);
-  const seconds = Math.max(...lanes.map((lane) => lane.ended ?? 0)) / 1000;
+  const time = Math.max(0, ...lanes.map((lane) => lane.ended ?? 0));
   const health = waits(beats);
   return [
     { label: "First token, median", value: firsts.length ? duration(median(firsts)) : "–", note: "" },
     { label: "First token, worst", value: firsts.length ? duration(Math.max(...firsts)) : "–", note: "" },
     {
       label: "Tokens per second",
-      value: count(tokens / seconds),
-      note: `${several(tokens, "token")} in ${duration(1000 * seconds)}`,
+      value: time ? count((1000 * tokens) / time) : "–",
+      note: time ? `${several(tokens, "token")} in ${duration(time)}` : "",
     },
     { label: "/health, median", value: health.p50 === null ? "–" : duration(health.p50), note: "" },
     {
       label: "/health, longest",
       value: health.max === null ? "–" : duration(health.max),
-      note: several(health.probes, "probe") + (health.lost ? `, ${health.lost} without an answer` : ""),
+      note: (health.probes ? several(health.probes, "probe") : "") + (health.lost ? `, ${health.lost} without an answer` : ""),
     },
   ];
 }
