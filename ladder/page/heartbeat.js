@@ -128,6 +128,7 @@ export class Strip {
     this.sheet = new Sheet(/** @type {HTMLCanvasElement} */ (panel.querySelector("canvas")));
     this.reading = /** @type {HTMLElement} */ (panel.querySelector(".reading"));
     /** @type {{from: number, to: number | null} | null} */ this.run = null;
+    this.readable = 0; // when the text may change again
   }
 
   draw() {
@@ -141,6 +142,10 @@ export class Strip {
       context.fillStyle = colour("run");
       const from = Math.max(0, x(this.run.from));
       context.fillRect(from, 0, Math.max(0, x(this.run.to ?? now) - from), height);
+      context.fillStyle = colour("muted");
+      context.font = `11px ${getComputedStyle(this.sheet.canvas).fontFamily}`;
+      context.textBaseline = "alphabetic";
+      if (x(this.run.to ?? now) > 30) context.fillText("run", from + 5, 13);
     }
     const firsts = firstOfEachAnswer(shown);
     firsts.forEach((beat, number) => {
@@ -161,6 +166,9 @@ export class Strip {
           ? `answers in ${duration(wait(last))}`
           : "not asked yet";
     const state = lostSince !== null || silence > UNANSWERED ? "lost" : silence > SLOW ? "slow" : "good";
+    // Figures that change ten times a second cannot be read.
+    if (state === "good" && this.panel.dataset.state === state && performance.now() < this.readable) return;
+    this.readable = performance.now() + 500;
     this.panel.dataset.state = state;
     setText(this.reading, text);
   }

@@ -118,7 +118,8 @@ export class Lane {
     const moving = this.ended === null;
     if (!moving && !this.changed) return;
     this.changed = false;
-    if (this.unshown) this.parts.text.appendData(this.unshown);
+    // Most answers begin with the space between them and the prompt.
+    if (this.unshown) this.parts.text.appendData(this.parts.text.length ? this.unshown : this.unshown.trimStart());
     this.unshown = "";
     this.element.dataset.state = this.state;
     setText(this.parts.state, WORDS[this.state]);

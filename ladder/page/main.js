@@ -172,11 +172,16 @@ element("copy").addEventListener("click", async () => {
   setText(element("copied"), done ? "Copied." : "Selected: copy it with the keyboard.");
 });
 
+const PICTURE = 30; // milliseconds: more would take time from the model, which runs on the same processor
+let drawn = 0;
 let stripDrawn = 0;
 
 /** @param {number} now */
 function frame(now) {
-  run?.draw();
+  if (now - drawn >= PICTURE) {
+    drawn = now;
+    run?.draw();
+  }
   // The strip moves on by a pixel or two at a time; with reduced motion, a little each second.
   if (now - stripDrawn >= (reducedMotion.matches ? 1000 : 45)) {
     stripDrawn = now;

@@ -7,6 +7,7 @@ import { colour, Sheet } from "./canvas.js";
  * @typedef {{sent: number | null, tokens: number[], whole: boolean, ended: number | null, state: string}} Course
  */
 
+const BAR = 14; // pixels
 const ENDS = [250, 500, 1000, 2000, 3000, 5000, 8000, 12_000, 20_000, 30_000, 60_000];
 const STEPS = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 60_000];
 
@@ -97,21 +98,21 @@ function drawNotSent(context, to, height) {
  * @param {number} height
  */
 function drawWaiting(context, from, to, height) {
-  const top = height / 2 - 5;
+  const top = (height - BAR) / 2;
   const width = Math.max(to - from, 1);
   context.fillStyle = colour("waiting");
-  context.fillRect(from, top, width, 10);
+  context.fillRect(from, top, width, BAR);
   context.save();
   context.beginPath();
-  context.rect(from, top, width, 10);
+  context.rect(from, top, width, BAR);
   context.clip();
   context.strokeStyle = colour("waiting-line");
   context.lineWidth = 1;
   context.beginPath();
   // Stripes stand still while the bar grows, since they begin at the left edge of the axis.
-  for (let left = Math.floor(from / 6) * 6 - 12; left < to; left += 6) {
-    context.moveTo(left, top + 10);
-    context.lineTo(left + 10, top);
+  for (let left = Math.floor(from / 6) * 6 - 18; left < to; left += 6) {
+    context.moveTo(left, top + BAR);
+    context.lineTo(left + BAR, top);
   }
   context.stroke();
   context.restore();
@@ -124,16 +125,17 @@ function drawWaiting(context, from, to, height) {
  * @param {number} height
  */
 function drawTokens(context, course, x, height) {
+  const top = (height - BAR) / 2;
   const [first] = course.tokens;
   const last = course.tokens[course.tokens.length - 1];
   context.fillStyle = colour("token-soft");
-  context.fillRect(x(first), height / 2 - 5, x(last) - x(first), 10);
+  context.fillRect(x(first), top, x(last) - x(first), BAR);
   context.fillStyle = colour("token");
   let drawn = -1;
   for (const time of course.tokens) {
     const at = Math.round(x(time));
     if (at === drawn) continue; // a thousand tokens have no more pixels than ten
-    context.fillRect(at, height / 2 - 5, 1, 10);
+    context.fillRect(at, top, 1, BAR);
     drawn = at;
   }
   context.fillStyle = colour(course.whole ? "token" : "first");
