@@ -7,7 +7,7 @@ import { count, duration } from "./format.js";
 import { drawCourse } from "./timeline.js";
 
 const WORDS = {
-  unsent: "not sent yet",
+  unsent: "not sent",
   waiting: "waiting",
   streaming: "streaming",
   done: "done",
