@@ -102,7 +102,8 @@ def static_files(rung: Rung, folder: Path = FOLDER) -> dict[str, StaticFile]:
 def add_flask_page(app: flask.Flask, rung: Rung) -> None:
     def serve(file: StaticFile) -> flask.Response:
         response = flask.Response(file.content, headers=file.headers)
-        return response.make_conditional(flask.request)
+        response.make_conditional(flask.request)
+        return response
 
     for path, file in static_files(rung).items():
         app.add_url_rule(path, endpoint=path, view_func=lambda file=file: serve(file))

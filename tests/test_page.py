@@ -331,7 +331,7 @@ def test_everything_can_be_done_with_the_keyboard(pool: ServerPool, endless: Pat
     page.keyboard.press("Escape")
     expect(lanes(page, "stopped")).to_have_count(4)
     expect(page.locator("#copy")).to_be_enabled()
-    seen = []
+    seen: list[str] = []
     while seen.count("text") < 4:
         page.keyboard.press("Tab")
         seen.append(page.evaluate("document.activeElement.id || document.activeElement.className"))

@@ -33,9 +33,9 @@ def test_every_file_is_served_with_headers_that_let_nothing_else_in(server: Rung
 def test_a_file_that_has_not_changed_is_not_sent_again(server: RungServer, path: str) -> None:
     first = server.request("GET", path)
     assert first.headers["cache-control"] == "no-cache"
-    again = server.request("GET", path, **{"if-none-match": first.headers["etag"]})
+    again = server.request("GET", path, None, **{"if-none-match": first.headers["etag"]})
     assert (again.status, again.body) == (304, b"")
-    other = server.request("GET", path, **{"if-none-match": '"another"'})
+    other = server.request("GET", path, None, **{"if-none-match": '"another"'})
     assert (other.status, other.body) == (200, first.body)
     head = server.request("HEAD", path)
     assert (head.status, head.body) == (200, b"")
