@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from benchmarks.browser import MISSING, chromium, find_chromium
+from benchmarks.screenshots import PICTURES, SHARPNESS, WIDTH, take
 from ladder.loading import Model, load_model
 from ladder.pages import MOST_CLIENTS
 from ladder.schema import GenerateRequest, Health, TokenEvent
@@ -367,6 +369,12 @@ def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, s
         assert results.violations_count == 0, results.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_the_pictures_for_the_readme_can_be_taken(browser: Browser, pool: ServerPool, tmp_path: Path) -> None:
+    picture = PICTURES[-1]
+    file = take(browser, picture, pool(picture.script).url, "dark", tmp_path)
+    assert Image.open(file).width == WIDTH * SHARPNESS
 
 
 LONGEST_TASK = 0.1
