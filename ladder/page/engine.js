@@ -27,6 +27,12 @@ export class EngineFigures {
     this.showSlots(health);
   }
 
+  /** What a server that is gone said last is not true any more. */
+  clear() {
+    for (const figure of this.panel.querySelectorAll("[data-figure]")) figure.textContent = "–";
+    this.samples = [];
+  }
+
   /**
    * @param {string} name
    * @param {string} text

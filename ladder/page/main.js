@@ -45,6 +45,7 @@ heartbeat.onLost = () => {
   const time = new Date().toLocaleTimeString();
   setText(element("lost"), `The server has given no answer since ${time}. Still asking.`);
   element("lost").hidden = false;
+  engine.clear();
 };
 heartbeat.onBack = () => {
   element("lost").hidden = true;
