@@ -1,0 +1,342 @@
+"""Measure every rung with one ruler, or any other server.
+
+    python benchmarks/run.py            everything, under 40 minutes on two cores
+    python benchmarks/run.py --quick    less of everything, under 3 minutes
+    python benchmarks/run.py --only burst arrivals
+    python benchmarks/run.py --url http://localhost:8000/v1/completions --name vllm
+
+Each rung is started as its users start it and asked by the measuring client; the rungs take turns. What was
+measured is written to results/SCENARIO.json. Ctrl-C keeps what there is: the same command goes on from there.
+`python benchmarks/plot.py` draws the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+if not __package__:
+    # Run as a script: Python looks in this file's folder first, but the repository is meant.
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from benchmarks.metrics import Objective, Record, records, summary_of
+from benchmarks.results_file import RESULTS, commit, save, write_result
+from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
+from ladder.cli import DTYPES, OneLineParser, whole_number
+from ladder.client import Client
+from ladder.errors import UserError, errors_in_one_line
+from ladder.launch import RungProcess, undisturbed
+from ladder.machine import describe_machine
+from ladder.scenes import warm_up
+
+
+class Servers:
+    """The contenders that run. Each is started for its first turn, and idle while it is not its turn."""
+
+    def __init__(self, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.options = options
+        self.stack = stack
+        self.processes: dict[tuple[str, ...], tuple[RungProcess, str]] = {}
+
+    def of(self, contender: str, model: str) -> Server:
+        """Another model than the run's is large: it is alone on the machine."""
+        if self.options.url:
+            return Server(self.options.url)
+        known = CONTENDERS[contender]
+        command = (known.script, *known.flags, *self.flags(model))
+        if command not in self.processes:
+            if model != self.options.model or any(model not in running for running in self.processes):
+                self.close()
+            self.processes[command] = self.start(command)
+        return Server(self.processes[command][1], known.streams)
+
+    def flags(self, model: str) -> list[str]:
+        flags = ["--model", model, "--dtype", self.options.dtype]
+        return flags + (["--threads", str(self.options.threads)] if self.options.threads else [])
+
+    def start(self, command: tuple[str, ...]) -> tuple[RungProcess, str]:
+        with undisturbed():
+            process = RungProcess(command[0], command[1:])
+            self.stack.callback(process.close)
+        url = process.wait_ready()
+        asyncio.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
+        return process, url
+
+    def close(self) -> None:
+        for process, _ in self.processes.values():
+            process.close()
+        self.processes.clear()
+
+
+class Run:
+    """What has been measured so far, on the disk as well, so that a run can be interrupted and go on."""
+
+    def __init__(self, options: argparse.Namespace, plan: dict[str, Scenario]) -> None:
+        self.options = options
+        self.plan = plan
+        self.turns = turns(plan)
+        self.file = options.output / "unfinished.json"
+        self.told = {
+            "command": command_of(options),
+            "commit": commit(),
+            "machine": describe_machine(),
+        }
+        self.played: dict[tuple[Any, ...], list[Record]] = {}
+        self.seconds: dict[tuple[Any, ...], float] = {}
+        if self.file.exists():
+            self.take_up(json.loads(self.file.read_text()))
+
+    def take_up(self, before: dict[str, Any]) -> None:
+        """Only what the same command measured, on this machine, of these very programs."""
+        if {key: before[key] for key in self.told} == self.told:
+            for turn in before["turns"]:
+                self.played[tuple(turn["key"])] = turn["records"]
+
+    @property
+    def left(self) -> list[Turn]:
+        return [turn for turn in self.turns if turn.key not in self.played]
+
+    def note(self, turn: Turn, found: list[Record]) -> None:
+        head = {"contender": turn.contender, "round": turn.round, **turn.setting}
+        self.played[turn.key] = [head | record for record in found]
+        kept = [{"key": key, "records": records} for key, records in self.played.items()]
+        save(self.file, {**self.told, "turns": kept})
+        if not any(other.scenario == turn.scenario for other in self.left):
+            self.finish(turn.scenario)
+
+    def records(self, turn: Turn) -> list[Record]:
+        """What this contender has done in this scenario and round."""
+        return [
+            record
+            for (scenario, contender, number, _), found in self.played.items()
+            if (scenario, contender, number) == (turn.scenario, turn.contender, turn.round)
+            for record in found
+        ]
+
+    def finish(self, name: str) -> None:
+        """All turns of a scenario are played: its file can be written."""
+        scenario, options = self.plan[name], self.options
+        runs = [record for key, found in self.played.items() if key[0] == name for record in found]
+        result = {
+            "question": scenario.question,
+            "quick": options.quick,
+            "rounds": scenario.rounds,
+            "model": scenario.model or options.model,
+            "dtype": options.dtype,
+            "threads": options.threads or self.told["machine"]["cores"],
+            "objective_ms": asdict(options.goodput),
+            "summary": summary_of(runs),
+            "runs": runs,
+        }
+        write_result(options.output / f"{name}.json", self.told["command"], result)
+
+
+SERIAL = ("01", "02", "02, whole")
+
+
+def expected_seconds(turn: Turn) -> float:
+    """A guess, for the time left; what the turns before really took corrects it."""
+    setting: Setting = turn.setting
+    guess = {"one_client": 4, "one_client_1b": 20, "eight": 4, "loops": 6, "mixed": 4, "long_prompt": 4}
+    if requests := setting.get("num_prompts"):
+        time_to_come = requests / setting.get("request_rate", 1)
+        return max(time_to_come, requests / 2) if turn.contender in SERIAL else 1.2 * time_to_come
+    if clients := setting.get("max_concurrency", setting.get("clients")):
+        return float(
+            max(clients, 4)
+            * setting["output_tokens"]
+            / (65 if turn.contender in SERIAL else 65 + 12 * clients)
+        )
+    return guess.get(turn.scenario, 3)
+
+
+class TimeLeft:
+    """How long the turns that are left will take, if they keep to the pace of those that were played."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self.guessed = self.taken = 0.0
+        self.left = sum(expected_seconds(turn) for turn in turns)
+
+    def played(self, turn: Turn, seconds: float) -> None:
+        self.taken += seconds
+        self.guessed += expected_seconds(turn)
+        self.left -= expected_seconds(turn)
+
+    def __str__(self) -> str:
+        seconds = self.left * (self.taken / self.guessed if self.taken else 1)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def measure(run: Run, servers: Servers, console: Console) -> None:
+    left = run.left
+    time_left = TimeLeft(left)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=time_left.left, left=str(time_left))
+        for turn in left:
+            what = f"{turn.scenario}, {turn.setting['label']}: {turn.contender} (round {turn.round})"
+            progress.update(task, description=what)
+            started = time.perf_counter()
+            play(turn, run, servers)
+            time_left.played(turn, time.perf_counter() - started)
+            progress.update(task, advance=expected_seconds(turn), left=str(time_left))
+
+
+def play(turn: Turn, run: Run, servers: Servers) -> None:
+    scenario = run.plan[turn.scenario]
+    if scenario.skip(turn.setting, run.records(turn)):
+        run.note(turn, [])
+        return
+    server = servers.of(turn.contender, scenario.model or run.options.model)
+    played = asyncio.run(scenario.play(server, turn.setting))
+    run.note(turn, records(played, run.options.goodput))
+
+
+COLUMNS = {
+    "median_ttft_ms": "TTFT",
+    "p99_ttft_ms": "TTFT 99 %",
+    "median_tpot_ms": "TPOT",
+    "p99_itl_ms": "ITL 99 %",
+    "output_throughput": "tokens/s",
+    "p99_health_ms": "/health 99 %",
+}
+
+
+def report(run: Run, console: Console) -> None:
+    """What was just measured, a table a scenario: medians of the rounds, times in milliseconds."""
+    for name, scenario in run.plan.items():
+        summary = summary_of(
+            [record for key, found in run.played.items() if key[0] == name for record in found]
+        )
+        table = Table("", "", *COLUMNS.values(), title=f"{name}: {scenario.question}", title_justify="left")
+        for contender, labels in summary.items():
+            for label, figures in labels.items():
+                cells = (f"{figures[key]['median']:.1f}" if key in figures else "–" for key in COLUMNS)
+                table.add_row(contender, label, *cells)
+        console.print(table)
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(prog="run.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    names = list(scenarios(quick=False))
+    parser.add_argument("--quick", action="store_true", help="less of everything, in under 3 minutes")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="SCENARIO", help=", ".join(names))
+    parser.add_argument("--model", default=MODEL, help="of the rungs; default: %(default)s")
+    parser.add_argument("--dtype", default=DTYPE, choices=DTYPES, help="of the rungs; default: %(default)s")
+    parser.add_argument("--threads", type=whole_number(1), help="of the rungs; default: one for each core")
+    parser.add_argument(
+        "--goodput", nargs="+", type=bound, metavar="NAME:MS", default=[], help="default: ttft:500 tpot:50"
+    )
+    parser.add_argument(
+        "--url", help="measure this server instead: its address, or that of its /v1/completions"
+    )
+    parser.add_argument("--name", help="with --url: what the result calls it")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the results; default: results, or with --url results/NAME"
+    )
+    options = parser.parse_args(arguments)
+    if options.name and not options.url:
+        parser.error("--name belongs to --url")
+    if options.url and not urlsplit(options.url).hostname:
+        parser.error(f"--url {options.url}: an address looks like http://localhost:8000/v1/completions")
+    options.goodput = Objective(**dict(options.goodput))
+    options.name = options.name or (options.url and urlsplit(options.url).netloc.replace(":", "-"))
+    options.output = options.output or (RESULTS / options.name if options.url else RESULTS)
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+MODEL, DTYPE = "random:smollm2-135m", "int8"
+"""The smallest model of a real architecture, in the numbers that a CPU computes fastest with."""
+
+
+def bound(text: str) -> tuple[str, float]:
+    name, _, milliseconds = text.partition(":")
+    try:
+        if name in ("ttft", "tpot") and float(milliseconds) > 0:
+            return name, float(milliseconds)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not like ttft:500 or tpot:50")
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """As one would type it: what is not the default."""
+    flags = ["--quick"] if options.quick else []
+    flags += ["--only", *options.only] if options.only else []
+    flags += ["--url", options.url, "--name", options.name] if options.url else []
+    flags += ["--model", options.model] if options.model != MODEL else []
+    flags += ["--dtype", options.dtype] if options.dtype != DTYPE else []
+    flags += ["--threads", str(options.threads)] if options.threads else []
+    bounds = [f"{name}:{value:g}" for name, value in asdict(options.goodput).items()]
+    flags += ["--goodput", *bounds] if options.goodput != Objective() else []
+    return shlex.join(["python", "benchmarks/run.py", *flags])
+
+
+def planned(options: argparse.Namespace) -> dict[str, Scenario]:
+    plan = {name: one for name, one in scenarios(options.quick).items() if name in (options.only or [name])}
+    if not options.url:
+        return plan
+    return {name: replace(one, contenders=[options.name]) for name, one in plan.items() if not one.model}
+
+
+@contextmanager
+def unreachable_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        raise UserError(f"the server does not answer as it should: {error}") from None
+
+
+async def check(url: str) -> None:
+    """One short request, before anything is measured."""
+    async with Client(url) as client:
+        seen = await client.generate(**Server(url).request(8, 4, 0))
+    if not seen.done:
+        raise UserError(f"{url} answered {seen.status}: {str(seen.error)[:200]}")
+
+
+def main() -> None:
+    options = read_options()
+    console = Console(highlight=False)
+    run = Run(options, planned(options))
+    with errors_in_one_line("run.py"), unreachable_in_one_line(), ExitStack() as stack:
+        if options.url:
+            asyncio.run(check(options.url))
+        if run.played:
+            console.print(f"going on after {len(run.played)} of {len(run.turns)} turns")
+        try:
+            measure(run, Servers(options, stack), console)
+        except BaseException:
+            console.print(
+                f"kept {len(run.played)} of {len(run.turns)} turns; the same command goes on from there"
+            )
+            raise
+    report(run, console)
+    run.file.unlink()
+    console.print(f"results: {os.path.relpath(options.output)}/; draw them: python benchmarks/plot.py")
+
+
+if __name__ == "__main__":
+    main()
