@@ -42,7 +42,7 @@ def records(played: Played, objective: Objective) -> list[Record]:
     """One for each group; how /health answered stands in the first."""
     found = []
     for number, (group, measurements) in enumerate(played.groups.items()):
-        record = {"group": group} if group else {}
+        record: Record = {"group": group} if group else {}
         record |= summarise(measurements, objective)
         if number == 0:
             record |= played.figures or {}

@@ -45,43 +45,53 @@ from ladder.launch import RungProcess, undisturbed
 from ladder.machine import describe_machine
 from ladder.scenes import warm_up
 
+Command = tuple[str, ...]
+
 
 class Servers:
-    """The contenders that run. Each is started for its first turn, and idle while it is not its turn."""
+    """The contenders that run; each is idle while another has its turn."""
 
-    def __init__(self, options: argparse.Namespace, stack: ExitStack) -> None:
-        self.options = options
+    def __init__(self, run: Run, stack: ExitStack) -> None:
+        self.run = run
         self.stack = stack
-        self.processes: dict[tuple[str, ...], tuple[RungProcess, str]] = {}
+        self.processes: dict[Command, RungProcess] = {}
+        self.urls: dict[Command, str] = {}
 
-    def of(self, contender: str, model: str) -> Server:
-        """Another model than the run's is large: it is alone on the machine."""
-        if self.options.url:
-            return Server(self.options.url)
-        known = CONTENDERS[contender]
-        command = (known.script, *known.flags, *self.flags(model))
-        if command not in self.processes:
-            if model != self.options.model or any(model not in running for running in self.processes):
-                self.close()
-            self.processes[command] = self.start(command)
-        return Server(self.processes[command][1], known.streams)
+    def of(self, turn: Turn) -> Server:
+        if url := self.run.options.url:
+            return Server(url)
+        command = self.command(turn)
+        if command not in self.urls:
+            self.start(turn)
+        return Server(self.urls[command], CONTENDERS[turn.contender].streams)
 
-    def flags(self, model: str) -> list[str]:
-        flags = ["--model", model, "--dtype", self.options.dtype]
-        return flags + (["--threads", str(self.options.threads)] if self.options.threads else [])
+    def command(self, turn: Turn) -> Command:
+        options, contender = self.run.options, CONTENDERS[turn.contender]
+        flags = ["--model", self.run.model(turn.scenario), "--dtype", options.dtype]
+        flags += ["--threads", str(options.threads)] if options.threads else []
+        return (contender.script, *contender.flags, *flags)
 
-    def start(self, command: tuple[str, ...]) -> tuple[RungProcess, str]:
-        with undisturbed():
-            process = RungProcess(command[0], command[1:])
-            self.stack.callback(process.close)
-        url = process.wait_ready()
-        asyncio.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
-        return process, url
+    def start(self, turn: Turn) -> None:
+        """All that will be needed with the run's own model; another model is large, and alone."""
+        self.close()
+        alone = self.run.plan[turn.scenario].model
+        needed = (
+            [turn] if alone else [other for other in self.run.left if not self.run.plan[other.scenario].model]
+        )
+        for command in dict.fromkeys(self.command(other) for other in needed):
+            with undisturbed():
+                self.processes[command] = RungProcess(command[0], command[1:])
+                self.stack.callback(self.processes[command].close)
+        for command, process in self.processes.items():
+            self.urls[command] = process.wait_ready()
+        for url in self.urls.values():
+            asyncio.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
 
     def close(self) -> None:
-        for process, _ in self.processes.values():
+        for process in self.processes.values():
             process.close()
         self.processes.clear()
+        self.urls.clear()
 
 
 class Run:
@@ -92,7 +102,7 @@ class Run:
         self.plan = plan
         self.turns = turns(plan)
         self.file = options.output / "unfinished.json"
-        self.told = {
+        self.told: dict[str, Any] = {
             "command": command_of(options),
             "commit": commit(),
             "machine": describe_machine(),
@@ -107,6 +117,9 @@ class Run:
         if {key: before[key] for key in self.told} == self.told:
             for turn in before["turns"]:
                 self.played[tuple(turn["key"])] = turn["records"]
+
+    def model(self, scenario: str) -> str:
+        return self.plan[scenario].model or str(self.options.model)
 
     @property
     def left(self) -> list[Turn]:
@@ -137,7 +150,7 @@ class Run:
             "question": scenario.question,
             "quick": options.quick,
             "rounds": scenario.rounds,
-            "model": scenario.model or options.model,
+            "model": self.model(name),
             "dtype": options.dtype,
             "threads": options.threads or self.told["machine"]["cores"],
             "objective_ms": asdict(options.goodput),
@@ -156,7 +169,7 @@ def expected_seconds(turn: Turn) -> float:
     guess = {"one_client": 4, "one_client_1b": 20, "eight": 4, "loops": 6, "mixed": 4, "long_prompt": 4}
     if requests := setting.get("num_prompts"):
         time_to_come = requests / setting.get("request_rate", 1)
-        return max(time_to_come, requests / 2) if turn.contender in SERIAL else 1.2 * time_to_come
+        return float(max(time_to_come, requests / 2 if turn.contender in SERIAL else 0))
     if clients := setting.get("max_concurrency", setting.get("clients")):
         return float(
             max(clients, 4)
@@ -196,19 +209,20 @@ def measure(run: Run, servers: Servers, console: Console) -> None:
         task = progress.add_task("", total=time_left.left, left=str(time_left))
         for turn in left:
             what = f"{turn.scenario}, {turn.setting['label']}: {turn.contender} (round {turn.round})"
+            progress.update(task, description=f"starting servers for {what}")
+            server = servers.of(turn)
             progress.update(task, description=what)
             started = time.perf_counter()
-            play(turn, run, servers)
+            play(turn, server, run)
             time_left.played(turn, time.perf_counter() - started)
             progress.update(task, advance=expected_seconds(turn), left=str(time_left))
 
 
-def play(turn: Turn, run: Run, servers: Servers) -> None:
+def play(turn: Turn, server: Server, run: Run) -> None:
     scenario = run.plan[turn.scenario]
     if scenario.skip(turn.setting, run.records(turn)):
         run.note(turn, [])
         return
-    server = servers.of(turn.contender, scenario.model or run.options.model)
     played = asyncio.run(scenario.play(server, turn.setting))
     run.note(turn, records(played, run.options.goodput))
 
@@ -327,7 +341,7 @@ def main() -> None:
         if run.played:
             console.print(f"going on after {len(run.played)} of {len(run.turns)} turns")
         try:
-            measure(run, Servers(options, stack), console)
+            measure(run, Servers(run, stack), console)
         except BaseException:
             console.print(
                 f"kept {len(run.played)} of {len(run.turns)} turns; the same command goes on from there"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,7 +219,7 @@ def never(_setting: Setting, _runs: Sequence[Record]) -> bool:
 class Scenario:
     """What is asked, of whom, with which settings. A setting's `label` is its name in the result."""
 
-    play: Callable[[Server, Setting], Awaitable[Played]]
+    play: Callable[[Server, Setting], Coroutine[Any, Any, Played]]
     settings: Sequence[Setting]
     rounds: int
     contenders: Sequence[str] = RUNGS
