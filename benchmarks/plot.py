@@ -128,10 +128,9 @@ def setup(result: Result) -> str:
     return f"{result['model']}, {result['dtype']} · {machine['processor']}, {machine['cores']} cores"
 
 
-def finish(figure: Any, title: str, subtitle: str, small_print: str) -> Any:
-    """The title says the point, the line below it what is drawn."""
+def finish(figure: Any, title: str, small_print: str) -> Any:
+    """The title says the point; below stands what was measured, and on what."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-    figure.text(0.01, 1.0, subtitle, ha="left", va="top", fontsize=10.5, color=INK)
     figure.text(0.99, -0.01, small_print, ha="right", va="top", fontsize=7.5, color=GREY)
     return figure
 
@@ -169,7 +168,6 @@ def who_waited(results: Results) -> Any:
     return finish(
         figure,
         "Who waited for what",
-        "",
         f"the same eight requests on each rung, {lengths} tokens · {setup(result)}",
     )
 
@@ -227,7 +225,6 @@ def first_tokens(results: Results) -> Any:
     return finish(
         figure,
         f"{clients} ask at once: how long does each see nothing?",
-        "",
         f"a dot a request, the bar is the median · {setup(result)}",
     )
 
@@ -262,7 +259,6 @@ def responsiveness(results: Results) -> Any:
     return finish(
         figure,
         f"Is anyone at home? /health while {clients} texts are written",
-        "",
         f"asked every 50 ms; one round · {setup(result)}",
     )
 
@@ -286,7 +282,7 @@ def throughput(results: Results) -> Any:
     if peers:
         draw_peers(panels[0][1], peers)
     small = f"left: {setup(result)}" + (f"; right: {setup(peers)}" if peers else "")
-    return finish(figure, "Sharing each step makes more of the machine", "", small)
+    return finish(figure, "Sharing each step makes more of the machine", small)
 
 
 def draw_line(panel: Any, contender: str, places: Sequence[float], figures: Sequence[Any]) -> None:
@@ -384,7 +380,6 @@ def latency_and_rate(results: Results) -> Any:
     return finish(
         figure,
         "Up to the knee nobody waits; past it everybody does",
-        "",
         f"ringed: the knee, the highest rate that 9 of 10 are content with · {setup(result)}",
     )
 
@@ -445,8 +440,7 @@ def goodput(results: Results) -> Any:
     return finish(
         figure,
         "How many people can it serve well?",
-        "",
-        f"well: first token within {bounds['ttft']:g} ms, then {bounds['tpot']:g} ms a token · {setup(result)}",
+        f"well: the first token after {bounds['ttft']:g} ms, then {bounds['tpot']:g} ms each · {setup(result)}",
     )
 
 
