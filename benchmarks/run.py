@@ -74,10 +74,9 @@ class Servers:
     def start(self, turn: Turn) -> None:
         """All that will be needed with the run's own model; another model is large, and alone."""
         self.close()
-        alone = self.run.plan[turn.scenario].model
-        needed = (
-            [turn] if alone else [other for other in self.run.left if not self.run.plan[other.scenario].model]
-        )
+        needed = [turn]
+        if not self.run.plan[turn.scenario].model:
+            needed = [other for other in self.run.left if not self.run.plan[other.scenario].model]
         for command in dict.fromkeys(self.command(other) for other in needed):
             with undisturbed():
                 self.processes[command] = RungProcess(command[0], command[1:])
@@ -108,7 +107,6 @@ class Run:
             "machine": describe_machine(),
         }
         self.played: dict[tuple[Any, ...], list[Record]] = {}
-        self.seconds: dict[tuple[Any, ...], float] = {}
         if self.file.exists():
             self.take_up(json.loads(self.file.read_text()))
 

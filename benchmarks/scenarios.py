@@ -294,11 +294,19 @@ class Turn:
 
 
 def turns(plan: Mapping[str, Scenario]) -> list[Turn]:
-    """Round by round and setting by setting, so that a drift of the machine's speed is everyone's."""
-    return [
-        Turn(name, contender, number, setting)
-        for name, scenario in plan.items()
-        for number in range(1, scenario.rounds + 1)
-        for setting in scenario.settings
-        for contender in scenario.contenders
-    ]
+    """Round by round and setting by setting, so that a drift of the machine's speed is everyone's.
+
+    With a model of its own a scenario goes contender by contender: of the large ones, one runs at a time.
+    """
+    found = []
+    for name, scenario in plan.items():
+        of_one = [
+            Turn(name, contender, number, setting)
+            for number in range(1, scenario.rounds + 1)
+            for setting in scenario.settings
+            for contender in scenario.contenders
+        ]
+        if scenario.model:
+            of_one.sort(key=lambda turn: CONTENDERS[turn.contender].script)
+        found += of_one
+    return found

@@ -1,4 +1,4 @@
-"""The benchmark measures rungs and other servers; interrupted, it keeps what it has and goes on from there."""
+"""The benchmark measures rungs and other servers; interrupted, it keeps what it has and goes on."""
 
 from __future__ import annotations
 
