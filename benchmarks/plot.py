@@ -436,12 +436,9 @@ def goodput(results: Results) -> Any:
         ylim=(0, None),
     )
     panel.legend(loc="upper left", fontsize=9)
-    bounds = result["objective_ms"]
-    return finish(
-        figure,
-        "How many people can it serve well?",
-        f"well: the first token after {bounds['ttft']:g} ms, then {bounds['tpot']:g} ms each · {setup(result)}",
-    )
+    first, each = result["objective_ms"].values()
+    well = f"well: the first token within {first:g} ms, then {each:g} ms a token"
+    return finish(figure, "How many people can it serve well?", f"{well} · {setup(result)}")
 
 
 FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
