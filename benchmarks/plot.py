@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ MARKERS = {"01": "s", "02": "^", "03": "D", "04": "o", "05": "v"}
 INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
 GREY = "#8c959f"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     # A white card: it reads the same on a light page and on a dark one.
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
@@ -451,16 +450,10 @@ FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
 }
 
 
-@contextmanager
-def looks() -> Iterator[None]:
-    with mpl.rc_context(STYLE):
-        yield
-
-
 def draw(results: Results, folder: Path) -> Iterator[Path]:
     """Every figure for which there are results."""
     folder.mkdir(parents=True, exist_ok=True)
-    with looks():
+    with mpl.rc_context(STYLE):
         for name, make in FIGURE_MAKERS.items():
             if figure := make(results):
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")

@@ -36,7 +36,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from benchmarks.metrics import Objective, Record, records, summary_of
-from benchmarks.results_file import RESULTS, commit, save, write_result
+from benchmarks.results_file import RESULTS, commit, save
 from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
 from ladder.cli import DTYPES, OneLineParser, whole_number
 from ladder.client import Client
@@ -155,7 +155,7 @@ class Run:
             "summary": summary_of(runs),
             "runs": runs,
         }
-        write_result(options.output / f"{name}.json", self.told["command"], result)
+        save(options.output / f"{name}.json", {**self.told, **result})
 
 
 SERIAL = ("01", "02", "02, whole")
@@ -164,17 +164,15 @@ SERIAL = ("01", "02", "02, whole")
 def expected_seconds(turn: Turn) -> float:
     """A guess, for the time left; what the turns before really took corrects it."""
     setting: Setting = turn.setting
-    guess = {"one_client": 4, "one_client_1b": 20, "eight": 4, "loops": 6, "mixed": 4, "long_prompt": 4}
-    if requests := setting.get("num_prompts"):
-        time_to_come = requests / setting.get("request_rate", 1)
-        return float(max(time_to_come, requests / 2 if turn.contender in SERIAL else 0))
-    if clients := setting.get("max_concurrency", setting.get("clients")):
-        return float(
-            max(clients, 4)
-            * setting["output_tokens"]
-            / (65 if turn.contender in SERIAL else 65 + 12 * clients)
-        )
-    return guess.get(turn.scenario, 3)
+    guess = {"one_client": 3, "one_client_1b": 12, "eight": 3, "loops": 12, "mixed": 3, "long_prompt": 3}
+    if turn.scenario in guess:
+        return guess[turn.scenario]
+    if rate := setting.get("request_rate"):
+        requests = setting["num_prompts"]
+        return float(max(requests / rate, requests / 2 if turn.contender in SERIAL else 0))
+    clients, requests = (setting.get(key, 9) for key in ("max_concurrency", "num_prompts"))
+    speed = 65 if turn.contender in SERIAL else 65 + 12 * min(clients, 32)
+    return float(max(requests, setting.get("clients", 0)) * setting["output_tokens"] / speed)
 
 
 class TimeLeft:

@@ -103,7 +103,7 @@ async def burst(server: Server, setting: Setting) -> Played:
     return Played({"": seen.measurements}, seen.health)
 
 
-EIGHT = [(0.0, 80), (0.1, 12), (0.2, 32), (0.4, 8), (0.6, 48), (0.8, 8), (1.0, 24), (1.2, 16)]
+EIGHT = [(0.0, 60), (0.1, 12), (0.2, 24), (0.4, 8), (0.5, 32), (0.7, 8), (0.8, 16), (1.0, 12)]
 """When each is sent, in seconds, and how many tokens it asks for."""
 
 
@@ -145,7 +145,7 @@ async def keep_busy(url: str, clients: int, requests: Sequence[Request]) -> list
 async def concurrency(server: Server, setting: Setting) -> Played:
     """A closed loop of so many clients."""
     clients = setting["max_concurrency"]
-    requests = server.requests(max(clients, 4), 64, setting["output_tokens"])
+    requests = server.requests(setting["num_prompts"], 64, setting["output_tokens"])
     return Played({"": await keep_busy(server.url, clients, requests)})
 
 
@@ -196,13 +196,14 @@ async def mixed(server: Server, setting: Setting) -> Played:
 async def long_prompt(server: Server, setting: Setting) -> Played:
     """Four streams, and beside them somebody's long prompt."""
     long = server.request(setting["prompt_tokens"], 1, 0)
-    streams, prompted = await beside_a_long_prompt(server.url, server.requests(4, 64, 64), long)
+    requests = server.requests(4, 64, setting["output_tokens"])
+    streams, prompted = await beside_a_long_prompt(server.url, requests, long)
     return Played({"streams": streams, "long prompt": [prompted]})
 
 
 async def slow_reader(server: Server, setting: Setting) -> Played:
     """Eight streams that are read at once, and a ninth whose client pauses after every token."""
-    first, *others = server.requests(9, 64, 64)
+    first, *others = server.requests(9, 16, setting["output_tokens"])
     async with Client(server.url) as client:
         slow, *fast = await asyncio.gather(
             client.generate(**first, pause=setting["pause"]),
@@ -233,9 +234,9 @@ class Scenario:
 
 def scenarios(quick: bool) -> dict[str, Scenario]:
     """Everything that is measured; `quick` is less of each."""
-    rounds = 1 if quick else 3
+    rounds, tokens = (1, 32) if quick else (3, 64)
     once = [{"label": "alone", "output_tokens": 100}]
-    all_at_once = {"label": "burst", "clients": 8 if quick else 16, "output_tokens": 32 if quick else 64}
+    all_at_once = {"label": "burst", "clients": 8 if quick else 16, "output_tokens": tokens}
     everyone = (*RUNGS[:2], "02, whole", *RUNGS[2:])
     plan = {
         "one_client": Scenario(one_client, once, rounds, everyone),
@@ -251,11 +252,17 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
         ),
         "mixed": Scenario(mixed, [{"label": "mixed", "long_tokens": 64 if quick else 128}], rounds),
         "long_prompt": Scenario(
-            long_prompt, [{"label": "1024", "prompt_tokens": 1024}], rounds, (*STREAMING, "04, prompts whole")
+            long_prompt,
+            [{"label": "1024", "prompt_tokens": 1024, "output_tokens": tokens}],
+            rounds,
+            (*STREAMING, "04, prompts whole"),
         ),
         "slow_reader": Scenario(
             slow_reader,
-            [{"label": "nobody slow", "pause": 0}, {"label": "one slow", "pause": 0.1}],
+            [
+                {"label": "nobody slow", "pause": 0, "output_tokens": tokens},
+                {"label": "one slow", "pause": 0.1, "output_tokens": tokens},
+            ],
             rounds,
             STREAMING,
         ),
@@ -266,13 +273,21 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
 
 
 def levels(quick: bool) -> list[Setting]:
-    tokens = 32 if quick else 64
-    clients = (1, 4, 16) if quick else (1, 2, 4, 8, 16, 32)
-    return [{"label": str(each), "max_concurrency": each, "output_tokens": tokens} for each in clients]
+    """Each client asks at least once, few of them several times."""
+    clients, tokens, least = ((1, 4, 16), 24, 2) if quick else ((1, 2, 4, 8, 16, 32), 64, 4)
+    return [
+        {
+            "label": str(each),
+            "max_concurrency": each,
+            "num_prompts": max(each, least),
+            "output_tokens": tokens,
+        }
+        for each in clients
+    ]
 
 
 def rates(quick: bool) -> list[Setting]:
-    each_second, seconds = ((2, 6, 12), 3) if quick else ((1, 2, 4, 6, 8, 12, 16), 15)
+    each_second, seconds = ((2, 6, 12), 2) if quick else ((1, 2, 4, 6, 8, 12, 16), 15)
     return [
         {"label": str(rate), "request_rate": rate, "num_prompts": max(8, rate * seconds)}
         for rate in each_second

@@ -125,7 +125,7 @@ def test_any_server_with_openais_dialect_can_be_measured(stub_url: str, tmp_path
     assert (alone["contender"], alone["completed"], alone["output_lens"]) == ("stub", 1, [STUB_TOKENS])
     assert alone["health"]
     levels = result(tmp_path, "concurrency")["summary"]["stub"]
-    assert [levels[label]["completed"]["median"] for label in ("1", "4", "16")] == [4, 4, 16]
+    assert [levels[label]["completed"]["median"] for label in ("1", "4", "16")] == [2, 4, 16]
     assert set(result(tmp_path, "loops")["summary"]["stub"]) == {
         "loops closed",
         "loops as often",
