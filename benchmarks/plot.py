@@ -24,6 +24,7 @@ import matplotlib as mpl
 mpl.use("agg")
 
 from matplotlib import pyplot
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from rich.console import Console
 
@@ -154,11 +155,11 @@ def who_waited(results: Results) -> Any:
         panel.tick_params(axis="y", labelsize=7, length=0)
         panel.grid(axis="y", visible=False)
     panels[-1].set_xlabel("seconds since the first request was sent")
-    panels[0].legend(
+    panels[-1].legend(
         handles=[
             Patch(facecolor="#e4e7eb", label="waits, sees nothing"),
             Patch(facecolor=GREY, label="its prompt is read"),
-            Patch(facecolor=COLOURS["01"], label="a stroke a token"),
+            Line2D([], [], color=INK, marker="|", linestyle="", markersize=11, label="a token"),
         ],
         loc="lower right",
         fontsize=9,
@@ -202,10 +203,10 @@ def first_tokens(results: Results) -> Any:
         shift = [row + 0.55 * (number / max(1, len(waits) - 1) - 0.5) for number in range(len(waits))]
         panel.scatter(waits, shift, s=26, color=colour(contender), alpha=0.75, linewidths=0)
         middle = percentile(waits, 50)
-        panel.plot([middle, middle], [row - 0.38, row + 0.38], color=INK, linewidth=2.5)
+        panel.plot([middle, middle], [row - 0.3, row + 0.3], color=INK, linewidth=2.5)
         panel.annotate(
             f"{1000 * middle:,.0f} ms",
-            (middle, row - 0.4),
+            (middle, row - 0.31),
             ha="center",
             va="bottom",
             fontsize=9.5,
@@ -219,7 +220,9 @@ def first_tokens(results: Results) -> Any:
         ylim=(len(order) - 0.4, -0.85),
         xlabel="time to first token (s), logarithmic",
     )
+    panel.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    panel.minorticks_off()
     panel.grid(axis="y", visible=False)
     return finish(
         figure,
@@ -253,7 +256,7 @@ def responsiveness(results: Results) -> Any:
         ylabel="it answered after (ms)",
     )
     panel.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-    panel.legend(loc="center right", fontsize=9.5)
+    panel.legend(loc="center left", bbox_to_anchor=(0.02, 0.52), fontsize=9.5)
     clients = result["runs"][0]["clients"]
     return finish(
         figure,
