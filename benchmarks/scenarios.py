@@ -19,12 +19,12 @@ from ladder.scenes import Request, beside_a_long_prompt, leaving_figures, observ
 Setting = Mapping[str, Any]
 
 SEED = 7
-WORDS = [
+WORDS = (
     "a",
+    "the",
     "and",
     "to",
     "was",
-    "fox",
     "said",
     "is",
     "it",
@@ -33,14 +33,10 @@ WORDS = [
     "one",
     "day",
     "little",
-    "big",
+    "then",
     "he",
     "she",
-    "they",
-    "bird",
-    "with",
-    "for",
-]
+)
 """Each is one token of the bundled vocabulary, and of most others."""
 
 
