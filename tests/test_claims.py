@@ -15,7 +15,7 @@ from ladder.launch import ROOT
 PAGE = ROOT / "benchmarks" / "README.md"
 
 
-@pytest.mark.parametrize("file", claims.texts(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", claims.texts(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_numbers_in_texts_are_what_was_measured(file: Path) -> None:
     mistakes = claims.wrong(file.read_text())
     assert mistakes == [], (
