@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def write_result(file: Path, command: str, result: dict[str, Any]) -> None:
     head = {"command": command, "commit": commit(), "machine": describe_machine()}
-    file.write_text(json.dumps({**head, **result}, indent=2) + "\n")
+    save(file, {**head, **result})
+
+
+def save(file: Path, content: dict[str, Any]) -> None:
+    """Numbers that belong together stand in one line. A file is there as a whole, or as it was before."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[\n[-\d.eE,\snul]+\]", lambda numbers: "".join(numbers[0].split()), text)
+    unfinished = file.with_suffix(".new")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(file)
 
 
 def commit() -> str:

@@ -10,6 +10,9 @@ Names and definitions are those of `vllm bench serve`:
 An answer that comes all at once has its first visible token when it has its last. Responsiveness is the
 latency of /health, asked every 50 ms whether or not the earlier answers have come, so that a server
 that is blocked for a second is seen to keep twenty askers waiting, not one.
+
+The same client speaks to other servers through OpenAI's /v1/completions, as vLLM, SGLang and llama.cpp's
+server have it: give it that address.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -45,6 +49,15 @@ class Measurement:
     done: bool = False  # the answer came to its proper end
     error: dict[str, Any] | None = None
     ended: float = 0.0
+    prompt: str = ""
+    prefill_ms: float | None = None  # what the server says that it needed for the prompt
+    total_ms: float | None = None  # and for the whole answer, if that came all at once
+    completion_tokens: int | None = None  # as the server counts them, if it says so
+
+    @property
+    def tokens(self) -> int:
+        """A server that does not say how many tokens it sent is taken to send one at a time."""
+        return len(self.token_times) if self.completion_tokens is None else self.completion_tokens
 
     @property
     def e2el(self) -> float:
@@ -62,21 +75,101 @@ class Measurement:
 
     @property
     def tpot(self) -> float:
-        return (self.e2el - self.ttft) / max(1, len(self.token_ids) - 1)
+        return (self.e2el - self.ttft) / max(1, self.tokens - 1)
 
     @property
     def tokens_per_second(self) -> float:
-        return len(self.token_ids) / self.e2el
+        return self.tokens / self.e2el
 
 
 OnToken = Callable[[Measurement, str], None]
 
 
+class Dialect(Protocol):
+    """How a server wants to be asked, and what its answers look like."""
+
+    path: str
+
+    def body(self, prompt: str, settings: dict[str, Any]) -> dict[str, Any]: ...
+
+    def take_data(self, measurement: Measurement, data: dict[str, Any]) -> str | None:
+        """Note what one event of a stream says; return the text of its token, None if it brings none."""
+
+    def take_answer(self, measurement: Measurement, answer: dict[str, Any]) -> None:
+        """Note an answer that comes all at once."""
+
+
+class Generate:
+    """This repository's own: an event is a token."""
+
+    path = "/generate"
+
+    def body(self, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": prompt, **settings}
+
+    def take_data(self, measurement: Measurement, data: dict[str, Any]) -> str | None:
+        measurement.token_ids.append(data["token_id"])
+        measurement.finish_reason = data.get("finish_reason")
+        measurement.prefill_ms = data.get("prefill_time_ms", measurement.prefill_ms)
+        token: str = data["token"]
+        return token
+
+    def take_answer(self, measurement: Measurement, answer: dict[str, Any]) -> None:
+        measurement.token_times = [measurement.ended] * answer["completion_tokens"]
+        measurement.token_ids = answer["token_ids"]
+        measurement.text = answer["text"]
+        measurement.finish_reason = answer["finish_reason"]
+        measurement.prefill_ms = answer.get("prefill_time_ms")
+        measurement.total_ms = answer.get("total_time_ms")
+
+
+class Completions:
+    """OpenAI's: an event may hold several tokens, or none; how many there were is said at the end."""
+
+    path = "/v1/completions"
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def body(self, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
+        # Without ignore_eos each server would be given another amount of work.
+        asked = {"model": self.model, "prompt": prompt, "ignore_eos": True, **settings}
+        return asked | ({"stream_options": {"include_usage": True}} if settings.get("stream") else {})
+
+    def take_data(self, measurement: Measurement, data: dict[str, Any]) -> str | None:
+        self.take_usage(measurement, data)
+        for choice in data.get("choices", []):
+            measurement.finish_reason = choice.get("finish_reason") or measurement.finish_reason
+            return choice.get("text") or None
+        return None
+
+    def take_answer(self, measurement: Measurement, answer: dict[str, Any]) -> None:
+        (choice,) = answer["choices"]
+        measurement.text = choice["text"]
+        measurement.finish_reason = choice["finish_reason"]
+        self.take_usage(measurement, answer)
+        measurement.token_times = [measurement.ended] * measurement.tokens
+
+    def take_usage(self, measurement: Measurement, data: dict[str, Any]) -> None:
+        if usage := data.get("usage"):
+            measurement.completion_tokens = usage["completion_tokens"]
+
+
+GENERATE = Generate()
+
+
 class Client:
-    """Requests to one server. Use it as an async context manager."""
+    """Requests to one server. Use it as an async context manager.
+
+    An address that ends in /v1/completions is asked in OpenAI's dialect; the model is the first that the
+    server lists.
+    """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        parts = urlsplit(url)
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.speaks_openai = parts.path.rstrip("/") == Completions.path
+        self.dialect: Dialect = GENERATE
 
     async def __aenter__(self) -> Self:
         # No limit: a client that waits for a free connection would measure itself.
@@ -84,26 +177,45 @@ class Client:
         self.session = aiohttp.ClientSession(
             self.url, connector=connector, timeout=aiohttp.ClientTimeout(total=None)
         )
+        if self.speaks_openai:
+            try:
+                async with self.session.get("/v1/models") as response:
+                    self.dialect = Completions((await response.json())["data"][0]["id"])
+            except BaseException:
+                await self.session.close()
+                raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
 
     async def generate(
-        self, prompt: str, *, on_token: OnToken | None = None, leave_after: int | None = None, **settings: Any
+        self,
+        prompt: str,
+        *,
+        on_token: OnToken | None = None,
+        leave_after: int | None = None,
+        pause: float = 0,
+        **settings: Any,
     ) -> Measurement:
-        """Send one request and note when each token came; `leave_after` tokens the client is gone."""
-        measurement = Measurement(sent=clock())
-        async with self.session.post("/generate", json={"prompt": prompt, **settings}) as response:
+        """Send one request and note when each token came.
+
+        `leave_after` so many tokens the client is gone; a slow one makes a `pause` after each event.
+        """
+        measurement = Measurement(sent=clock(), prompt=prompt)
+        body = self.dialect.body(prompt, settings)
+        async with self.session.post(self.dialect.path, json=body) as response:
             measurement.status = response.status
             if response.content_type == "text/event-stream":
                 async for event in read_events(response):
-                    take_event(measurement, event, on_token)
-                    if leave_after is not None and len(measurement.token_ids) >= leave_after:
+                    take_event(measurement, event, on_token, self.dialect)
+                    if leave_after is not None and len(measurement.token_times) >= leave_after:
                         response.close()
                         break
+                    if pause:
+                        await asyncio.sleep(pause)
             else:
-                take_answer(measurement, await response.json(), on_token)
+                take_answer(measurement, await response.json(), on_token, self.dialect)
         measurement.ended = measurement.ended or clock()
         return measurement
 
@@ -147,7 +259,8 @@ class Client:
 
         async def ask() -> None:
             started = clock()
-            await self.health()
+            async with self.session.get("/health") as response:
+                await response.read()  # other servers answer something else than ours, or nothing
             samples.append((started, clock() - started))
 
         async def ask_regularly() -> None:
@@ -171,34 +284,37 @@ async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
             yield event
 
 
-def take_event(measurement: Measurement, event: Event, on_token: OnToken | None) -> None:
-    if event.name == "error":
-        measurement.error = json.loads(event.data)["error"]
-    elif event.data == DONE:
-        measurement.done = True
+def take_event(
+    measurement: Measurement, event: Event, on_token: OnToken | None, dialect: Dialect = GENERATE
+) -> None:
+    if event.data == DONE:
+        measurement.done = measurement.error is None
         measurement.ended = clock()
-    else:
-        data = json.loads(event.data)
-        measurement.token_times.append(clock())
-        measurement.token_ids.append(data["token_id"])
-        measurement.text += data["token"]
-        measurement.finish_reason = data.get("finish_reason")
+        return
+    data = json.loads(event.data)
+    if "error" in data:
+        measurement.error = data["error"]
+        return
+    now = clock()
+    token = dialect.take_data(measurement, data)
+    if token is not None:
+        measurement.token_times.append(now)
+        measurement.text += token
         if on_token:
-            on_token(measurement, data["token"])
+            on_token(measurement, token)
 
 
-def take_answer(measurement: Measurement, answer: dict[str, Any], on_token: OnToken | None) -> None:
+def take_answer(
+    measurement: Measurement, answer: dict[str, Any], on_token: OnToken | None, dialect: Dialect = GENERATE
+) -> None:
     measurement.ended = clock()
     if measurement.status != 200:
         measurement.error = answer.get("error", answer)
         return
-    measurement.token_times = [measurement.ended] * answer["completion_tokens"]
-    measurement.token_ids = answer["token_ids"]
-    measurement.text = answer["text"]
-    measurement.finish_reason = answer["finish_reason"]
+    dialect.take_answer(measurement, answer)
     measurement.done = True
     if on_token:
-        on_token(measurement, answer["text"])
+        on_token(measurement, measurement.text)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

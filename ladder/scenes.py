@@ -47,7 +47,7 @@ class Observation:
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(len(one.token_ids) for one in self.measurements) / self.seconds
+        return sum(one.tokens for one in self.measurements) / self.seconds
 
 
 Crowd = Sequence[Request]
@@ -238,21 +238,29 @@ def latency_figures(observations: Sequence[Observation]) -> Figures:
     }
 
 
+async def beside_a_long_prompt(
+    url: str, streams: Crowd, long: Request
+) -> tuple[list[Measurement], Measurement]:
+    """Streams, and somebody else's long prompt that is sent when the first of them has twenty tokens."""
+    begun = asyncio.Event()
+
+    def on_token(measurement: Measurement, _: str) -> None:
+        if len(measurement.token_times) == 20:
+            begun.set()
+
+    async with Client(url) as client, asyncio.TaskGroup() as all_of_them:
+        first, *others = streams
+        running = [all_of_them.create_task(client.generate(**first, on_token=on_token))]
+        running += [all_of_them.create_task(client.generate(**request)) for request in others]
+        await begun.wait()
+        prompted = all_of_them.create_task(client.generate(**long))
+    return [task.result() for task in running], prompted.result()
+
+
 async def gaps_beside_a_long_prompt(url: str) -> list[tuple[float, float]]:
-    """The gaps between a stream's tokens, as (when, seconds), while somebody else's long prompt is read."""
-    async with Client(url) as client:
-        prompt = "Tell me a story about a fox. " * 80
-        begun = asyncio.Event()
-
-        def on_token(measurement: Measurement, _: str) -> None:
-            if len(measurement.token_ids) == 20:
-                begun.set()
-
-        async with asyncio.TaskGroup() as both:
-            stream = both.create_task(client.generate(**STREAM, on_token=on_token))
-            await begun.wait()
-            both.create_task(client.generate(prompt, temperature=0, max_tokens=1))
-    seen = stream.result()
+    """The gaps between a stream's tokens, as (when, seconds), while a long prompt is read."""
+    long = {"prompt": "Tell me a story about a fox. " * 80, "temperature": 0, "max_tokens": 1}
+    (seen,), _ = await beside_a_long_prompt(url, [STREAM], long)
     return [(moment - seen.sent, gap) for moment, gap in zip(seen.token_times[1:], seen.itl, strict=True)]
 
 

@@ -1,0 +1,150 @@
+"""Numbers in texts that know where they come from.
+
+    python -m benchmarks.claims           fill the numbers in from the results
+    python -m benchmarks.claims --check   only say which are not what was measured
+
+In a text a measured number is followed by a comment that no reader sees:
+
+    The first token came after 152 ms<!-- burst/summary/04/burst/median_ttft_ms/median -->.
+
+The comment is a path into `benchmarks/results/burst.json`. ` over ` divides by a second path, or by a number:
+`<!-- burst/… over 1000 -->` makes seconds of milliseconds. The number keeps the decimals that it has in the
+text. A number that is chosen, not measured, says so: `50 ms<!-- chosen -->`. The unit may stand between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import definitions
+from benchmarks.results_file import RESULTS
+from ladder.errors import UserError, errors_in_one_line
+from ladder.launch import ROOT
+
+CLAIM = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<unit>[^\d<\n]{0,24})<!-- (?P<source>[^>]+?) -->")
+CHOSEN = "chosen"
+
+UNITS = r"(?:ms|s|min|tokens/s|requests/s|tokens a second|a second|times|%|per cent|MB)"
+MEASURED = re.compile(rf"(?<![\w.,-])\d[\d,]*(?:\.\d+)? ?{UNITS}(?![\w/])")
+"""A number with a unit of something that is measured."""
+
+
+class NotMeasured(Exception):
+    """A path that leads to no result."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    text: str  # the number as it stands
+    source: str
+
+    def right(self, folder: Path = RESULTS) -> str:
+        """The number as it should stand, with as many decimals as it has."""
+        decimals = len(self.text.partition(".")[2])
+        return f"{value_of(self.source, folder):,.{decimals}f}"
+
+
+def value_of(source: str, folder: Path = RESULTS) -> float:
+    path, _, divisor = source.partition(" over ")
+    value = look_up(path, folder)
+    if not divisor:
+        return value
+    return value / (float(divisor) if re.fullmatch(r"[\d.]+", divisor) else look_up(divisor, folder))
+
+
+def look_up(path: str, folder: Path) -> float:
+    name, *keys = path.split("/")
+    try:
+        found: Any = (
+            definitions.compute(folder) if name == "definitions" else result_of(folder / f"{name}.json")
+        )
+        for key in keys:
+            found = found[int(key)] if isinstance(found, list) else found[key]
+    except (OSError, LookupError, ValueError, StopIteration):
+        raise NotMeasured(f"no result at {path}") from None
+    if not isinstance(found, int | float):
+        raise NotMeasured(f"{path} is no number")
+    return found
+
+
+@cache
+def result_of(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def claims_in(text: str) -> list[Claim]:
+    return [
+        Claim(match["number"], match["source"]) for match in CLAIM.finditer(text) if match["source"] != CHOSEN
+    ]
+
+
+def wrong(text: str, folder: Path = RESULTS) -> list[str]:
+    """What a text says that was not measured so, a line each."""
+    found = []
+    for claim in claims_in(text):
+        try:
+            right = claim.right(folder)
+        except NotMeasured as reason:
+            found.append(f"{claim.text}: {reason}")
+            continue
+        if claim.text != right:
+            found.append(f"{claim.text} should be {right} ({claim.source})")
+    return found
+
+
+def without_source(text: str) -> list[str]:
+    """Numbers with a unit of measurement that do not say where they come from, code left out."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return MEASURED.findall(CLAIM.sub("", prose))
+
+
+def filled_in(text: str, folder: Path = RESULTS) -> str:
+    def fill(match: re.Match[str]) -> str:
+        if match["source"] == CHOSEN:
+            return match[0]
+        return match[0].replace(match["number"], Claim(match["number"], match["source"]).right(folder), 1)
+
+    return CLAIM.sub(fill, text)
+
+
+def texts() -> list[Path]:
+    """Every text that makes such claims, notebooks included: a comment of theirs stands in the same way."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    return sorted([*found, *ROOT.glob("notebooks/*.ipynb")])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, only say what is not right")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    with errors_in_one_line("benchmarks.claims"):
+        mistakes = 0
+        for file in texts():
+            text = file.read_text()
+            for mistake in wrong(text):
+                mistakes += 1
+                console.print(f"{os.path.relpath(file)}: {mistake}")
+            if not options.check:
+                try:
+                    file.write_text(filled_in(text))
+                except NotMeasured as reason:
+                    raise UserError(f"{os.path.relpath(file)}: {reason}") from None
+        if options.check and mistakes:
+            raise UserError(
+                f"{mistakes} numbers are not what was measured; python -m benchmarks.claims mends them"
+            )
+
+
+if __name__ == "__main__":
+    main()

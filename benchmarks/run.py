@@ -1,0 +1,352 @@
+"""Measure every rung with one ruler, or any other server.
+
+    python benchmarks/run.py            everything, under 40 minutes on two cores
+    python benchmarks/run.py --quick    less of everything, under 3 minutes
+    python benchmarks/run.py --only burst arrivals
+    python benchmarks/run.py --url http://localhost:8000/v1/completions --name vllm
+
+Each rung is started as its users start it and asked by the measuring client; the rungs take turns. What was
+measured is written to results/SCENARIO.json. Ctrl-C keeps what there is: the same command goes on from there.
+`python benchmarks/plot.py` draws the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+if not __package__:
+    # Run as a script: Python looks in this file's folder first, but the repository is meant.
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from benchmarks.metrics import Objective, Record, records, summary_of
+from benchmarks.results_file import RESULTS, commit, save
+from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
+from ladder.cli import DTYPES, OneLineParser, whole_number
+from ladder.client import Client
+from ladder.errors import UserError, errors_in_one_line
+from ladder.launch import RungProcess, undisturbed
+from ladder.machine import describe_machine
+from ladder.scenes import warm_up
+
+Command = tuple[str, ...]
+
+
+class Servers:
+    """The contenders that run; each is idle while another has its turn."""
+
+    def __init__(self, run: Run, stack: ExitStack) -> None:
+        self.run = run
+        self.stack = stack
+        self.processes: dict[Command, RungProcess] = {}
+        self.urls: dict[Command, str] = {}
+
+    def of(self, turn: Turn) -> Server:
+        if url := self.run.options.url:
+            return Server(url)
+        command = self.command(turn)
+        if command not in self.urls:
+            self.start(turn)
+        return Server(self.urls[command], CONTENDERS[turn.contender].streams)
+
+    def command(self, turn: Turn) -> Command:
+        options, contender = self.run.options, CONTENDERS[turn.contender]
+        flags = ["--model", self.run.model(turn.scenario), "--dtype", options.dtype]
+        flags += ["--threads", str(options.threads)] if options.threads else []
+        return (contender.script, *contender.flags, *flags)
+
+    def start(self, turn: Turn) -> None:
+        """All that will be needed with the run's own model; another model is large, and alone."""
+        self.close()
+        needed = [turn]
+        if not self.run.plan[turn.scenario].model:
+            needed = [other for other in self.run.left if not self.run.plan[other.scenario].model]
+        for command in dict.fromkeys(self.command(other) for other in needed):
+            with undisturbed():
+                self.processes[command] = RungProcess(command[0], command[1:])
+                self.stack.callback(self.processes[command].close)
+        for command, process in self.processes.items():
+            self.urls[command] = process.wait_ready()
+        for url in self.urls.values():
+            asyncio.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.close()
+        self.processes.clear()
+        self.urls.clear()
+
+
+class Run:
+    """What has been measured so far, on the disk as well, so that a run can be interrupted and go on."""
+
+    def __init__(self, options: argparse.Namespace, plan: dict[str, Scenario]) -> None:
+        self.options = options
+        self.plan = plan
+        self.turns = turns(plan)
+        self.file = options.output / "unfinished.json"
+        self.told: dict[str, Any] = {
+            "command": command_of(options),
+            "commit": commit(),
+            "machine": describe_machine(),
+        }
+        self.played: dict[tuple[Any, ...], list[Record]] = {}
+        if self.file.exists():
+            self.take_up(json.loads(self.file.read_text()))
+
+    def take_up(self, before: dict[str, Any]) -> None:
+        """Only what the same command measured, on this machine, of these very programs."""
+        if {key: before[key] for key in self.told} == self.told:
+            for turn in before["turns"]:
+                self.played[tuple(turn["key"])] = turn["records"]
+
+    def model(self, scenario: str) -> str:
+        return self.plan[scenario].model or str(self.options.model)
+
+    @property
+    def left(self) -> list[Turn]:
+        return [turn for turn in self.turns if turn.key not in self.played]
+
+    def note(self, turn: Turn, found: list[Record]) -> None:
+        head = {"contender": turn.contender, "round": turn.round, **turn.setting}
+        self.played[turn.key] = [head | record for record in found]
+        kept = [{"key": key, "records": records} for key, records in self.played.items()]
+        save(self.file, {**self.told, "turns": kept})
+        if not any(other.scenario == turn.scenario for other in self.left):
+            self.finish(turn.scenario)
+
+    def records(self, turn: Turn) -> list[Record]:
+        """What this contender has done in this scenario and round."""
+        return [
+            record
+            for (scenario, contender, number, _), found in self.played.items()
+            if (scenario, contender, number) == (turn.scenario, turn.contender, turn.round)
+            for record in found
+        ]
+
+    def finish(self, name: str) -> None:
+        """All turns of a scenario are played: its file can be written."""
+        scenario, options = self.plan[name], self.options
+        runs = [record for key, found in self.played.items() if key[0] == name for record in found]
+        result = {
+            "question": scenario.question,
+            "quick": options.quick,
+            "rounds": scenario.rounds,
+            "model": self.model(name),
+            "dtype": options.dtype,
+            "threads": options.threads or self.told["machine"]["cores"],
+            "objective_ms": asdict(options.goodput),
+            "summary": summary_of(runs),
+            "runs": runs,
+        }
+        save(options.output / f"{name}.json", {**self.told, **result})
+
+
+SERIAL = ("01", "02", "02, whole")
+
+
+def expected_seconds(turn: Turn) -> float:
+    """A guess, for the time left; what the turns before really took corrects it."""
+    setting: Setting = turn.setting
+    guess = {"one_client": 3, "one_client_1b": 12, "eight": 3, "loops": 12, "mixed": 3, "long_prompt": 3}
+    if turn.scenario in guess:
+        return guess[turn.scenario]
+    if rate := setting.get("request_rate"):
+        requests = setting["num_prompts"]
+        return float(max(requests / rate, requests / 2 if turn.contender in SERIAL else 0))
+    clients, requests = (setting.get(key, 9) for key in ("max_concurrency", "num_prompts"))
+    speed = 65 if turn.contender in SERIAL else 65 + 12 * min(clients, 32)
+    return float(max(requests, setting.get("clients", 0)) * setting["output_tokens"] / speed)
+
+
+class TimeLeft:
+    """How long the turns that are left will take, if they keep to the pace of those that were played."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self.guessed = self.taken = 0.0
+        self.left = sum(expected_seconds(turn) for turn in turns)
+
+    def played(self, turn: Turn, seconds: float) -> None:
+        self.taken += seconds
+        self.guessed += expected_seconds(turn)
+        self.left -= expected_seconds(turn)
+
+    def __str__(self) -> str:
+        seconds = self.left * (self.taken / self.guessed if self.taken else 1)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def measure(run: Run, servers: Servers, console: Console) -> None:
+    left = run.left
+    time_left = TimeLeft(left)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=time_left.left, left=str(time_left))
+        for turn in left:
+            what = f"{turn.scenario}, {turn.setting['label']}: {turn.contender} (round {turn.round})"
+            progress.update(task, description=f"starting servers for {what}")
+            server = servers.of(turn)
+            progress.update(task, description=what)
+            started = time.perf_counter()
+            play(turn, server, run)
+            time_left.played(turn, time.perf_counter() - started)
+            progress.update(task, advance=expected_seconds(turn), left=str(time_left))
+
+
+def play(turn: Turn, server: Server, run: Run) -> None:
+    scenario = run.plan[turn.scenario]
+    if scenario.skip(turn.setting, run.records(turn)):
+        run.note(turn, [])
+        return
+    played = asyncio.run(scenario.play(server, turn.setting))
+    run.note(turn, records(played, run.options.goodput))
+
+
+COLUMNS = {
+    "median_ttft_ms": "TTFT",
+    "p99_ttft_ms": "TTFT 99 %",
+    "median_tpot_ms": "TPOT",
+    "p99_itl_ms": "ITL 99 %",
+    "output_throughput": "tokens/s",
+    "p99_health_ms": "/health 99 %",
+}
+
+
+def report(run: Run, console: Console) -> None:
+    """What was just measured, a table a scenario: medians of the rounds, times in milliseconds."""
+    for name, scenario in run.plan.items():
+        summary = summary_of(
+            [record for key, found in run.played.items() if key[0] == name for record in found]
+        )
+        table = Table("", "", *COLUMNS.values(), title=f"{name}: {scenario.question}", title_justify="left")
+        for contender, labels in summary.items():
+            for label, figures in labels.items():
+                cells = (f"{figures[key]['median']:.1f}" if key in figures else "–" for key in COLUMNS)
+                table.add_row(contender, label, *cells)
+        console.print(table)
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(prog="run.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    names = list(scenarios(quick=False))
+    parser.add_argument("--quick", action="store_true", help="less of everything, in under 3 minutes")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="SCENARIO", help=", ".join(names))
+    parser.add_argument("--model", default=MODEL, help="of the rungs; default: %(default)s")
+    parser.add_argument("--dtype", default=DTYPE, choices=DTYPES, help="of the rungs; default: %(default)s")
+    parser.add_argument("--threads", type=whole_number(1), help="of the rungs; default: one for each core")
+    parser.add_argument(
+        "--goodput", nargs="+", type=bound, metavar="NAME:MS", default=[], help="default: ttft:500 tpot:50"
+    )
+    parser.add_argument(
+        "--url", help="measure this server instead: its address, or that of its /v1/completions"
+    )
+    parser.add_argument("--name", help="with --url: what the result calls it")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the results; default: results, or with --url results/NAME"
+    )
+    options = parser.parse_args(arguments)
+    if options.name and not options.url:
+        parser.error("--name belongs to --url")
+    if options.url and not urlsplit(options.url).hostname:
+        parser.error(f"--url {options.url}: an address looks like http://localhost:8000/v1/completions")
+    options.goodput = Objective(**dict(options.goodput))
+    options.name = options.name or (options.url and urlsplit(options.url).netloc.replace(":", "-"))
+    options.output = options.output or (RESULTS / options.name if options.url else RESULTS)
+    options.output.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+MODEL, DTYPE = "random:smollm2-135m", "int8"
+"""The smallest model of a real architecture, in the numbers that a CPU computes fastest with."""
+
+
+def bound(text: str) -> tuple[str, float]:
+    name, _, milliseconds = text.partition(":")
+    try:
+        if name in ("ttft", "tpot") and float(milliseconds) > 0:
+            return name, float(milliseconds)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not like ttft:500 or tpot:50")
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """As one would type it: what is not the default."""
+    flags = ["--quick"] if options.quick else []
+    flags += ["--only", *options.only] if options.only else []
+    flags += ["--url", options.url, "--name", options.name] if options.url else []
+    flags += ["--model", options.model] if options.model != MODEL else []
+    flags += ["--dtype", options.dtype] if options.dtype != DTYPE else []
+    flags += ["--threads", str(options.threads)] if options.threads else []
+    bounds = [f"{name}:{value:g}" for name, value in asdict(options.goodput).items()]
+    flags += ["--goodput", *bounds] if options.goodput != Objective() else []
+    return shlex.join(["python", "benchmarks/run.py", *flags])
+
+
+def planned(options: argparse.Namespace) -> dict[str, Scenario]:
+    plan = {name: one for name, one in scenarios(options.quick).items() if name in (options.only or [name])}
+    if not options.url:
+        return plan
+    return {name: replace(one, contenders=[options.name]) for name, one in plan.items() if not one.model}
+
+
+@contextmanager
+def unreachable_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        raise UserError(f"the server does not answer as it should: {error}") from None
+
+
+async def check(url: str) -> None:
+    """One short request, before anything is measured."""
+    async with Client(url) as client:
+        seen = await client.generate(**Server(url).request(8, 4, 0))
+    if not seen.done:
+        raise UserError(f"{url} answered {seen.status}: {str(seen.error)[:200]}")
+
+
+def main() -> None:
+    options = read_options()
+    console = Console(highlight=False)
+    run = Run(options, planned(options))
+    with errors_in_one_line("run.py"), unreachable_in_one_line(), ExitStack() as stack:
+        if options.url:
+            asyncio.run(check(options.url))
+        if run.played:
+            console.print(f"going on after {len(run.played)} of {len(run.turns)} turns")
+        try:
+            measure(run, Servers(run, stack), console)
+        except BaseException:
+            console.print(
+                f"kept {len(run.played)} of {len(run.turns)} turns; the same command goes on from there"
+            )
+            raise
+    report(run, console)
+    run.file.unlink()
+    console.print(f"results: {os.path.relpath(options.output)}/; draw them: python benchmarks/plot.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""What the benchmark lets happen on a server, and on which.
+
+A scenario is played once a round for each contender and setting. All settings of a scenario are the same for
+every contender: the same prompts, the same moments of arrival, the same number of output tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.metrics import Played, Record
+from ladder.client import Client, Measurement, clock
+from ladder.scenes import Request, beside_a_long_prompt, leaving_figures, observe
+
+Setting = Mapping[str, Any]
+
+SEED = 7
+WORDS = (
+    "a",
+    "the",
+    "and",
+    "to",
+    "was",
+    "said",
+    "is",
+    "it",
+    "in",
+    "of",
+    "one",
+    "day",
+    "little",
+    "then",
+    "he",
+    "she",
+)
+"""Each is one token of the bundled vocabulary, and of most others."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A rung and its flags, and how it is asked."""
+
+    script: str
+    flags: tuple[str, ...] = ()
+    streams: bool = True
+
+
+CONTENDERS = {
+    "01": Contender("01_flask_blocking.py", streams=False),
+    "02": Contender("02_async_streaming.py"),
+    "02, whole": Contender("02_async_streaming.py", streams=False),
+    "03": Contender("03_batching.py", ("--max-batch", "32")),
+    "04": Contender("04_continuous_batching.py"),
+    "04, prompts whole": Contender("04_continuous_batching.py", ("--prefill-chunk", "100000")),
+    "05": Contender("05_async_scheduling.py"),
+}
+"""Rung 03 gets as many rows as 04 and 05 have."""
+
+RUNGS = ("01", "02", "03", "04", "05")
+STREAMING = RUNGS[1:]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a contender answers, and how it is asked."""
+
+    url: str
+    streams: bool = True
+
+    @property
+    def counts_passes(self) -> bool:
+        return not Client(self.url).speaks_openai
+
+    def request(self, prompt_tokens: int, output_tokens: int, number: int) -> Request:
+        """Every number has a prompt of its own, so that no server's cache can help."""
+        words = random.Random(f"{SEED} {number}").choices(WORDS, k=prompt_tokens)
+        prompt = "".join(f" {word}" for word in words)
+        return {"prompt": prompt, "temperature": 0, "max_tokens": output_tokens, "stream": self.streams}
+
+    def requests(self, count: int, prompt_tokens: int, output_tokens: int) -> list[Request]:
+        return [self.request(prompt_tokens, output_tokens, number) for number in range(count)]
+
+
+async def one_client(server: Server, setting: Setting) -> Played:
+    """One request alone, /health probed beside it; then a client who leaves after a quarter of the time."""
+    asked = server.request(64, setting["output_tokens"], 0)
+    seen = await observe(server.url, [asked])
+    figures = await leaving_figures(server.url, asked, [seen]) if server.counts_passes else {}
+    return Played({"": seen.measurements}, seen.health, figures)
+
+
+async def burst(server: Server, setting: Setting) -> Played:
+    """So many requests at once, /health probed beside them."""
+    seen = await observe(server.url, server.requests(setting["clients"], 64, setting["output_tokens"]))
+    return Played({"": seen.measurements}, seen.health)
+
+
+EIGHT = [(0.0, 60), (0.1, 12), (0.2, 24), (0.4, 8), (0.5, 32), (0.7, 8), (0.8, 16), (1.0, 12)]
+"""When each is sent, in seconds, and how many tokens it asks for."""
+
+
+async def eight(server: Server, setting: Setting) -> Played:
+    """Eight requests of all lengths, one shortly after the other."""
+    requests = [server.request(64, tokens, number) for number, (_, tokens) in enumerate(EIGHT)]
+    return Played({"": await send_at(server.url, [when for when, _ in EIGHT], requests)})
+
+
+async def send_at(url: str, times: Sequence[float], requests: Sequence[Request]) -> list[Measurement]:
+    """An open loop: each request is sent at its time, whoever is still waiting.
+
+    A request counts from the time it was due, so that a client that is late itself hides nothing.
+    """
+    async with Client(url) as client:
+        started = clock()
+
+        async def send(when: float, request: Request) -> Measurement:
+            await asyncio.sleep(started + when - clock())
+            measurement = await client.generate(**request)
+            measurement.sent = started + when
+            return measurement
+
+        return await asyncio.gather(*map(send, times, requests))
+
+
+async def keep_busy(url: str, clients: int, requests: Sequence[Request]) -> list[Measurement]:
+    """A closed loop: so many clients, each of which sends its next request when it has its answer."""
+    left = iter(requests)
+    async with Client(url) as client:
+
+        async def one_after_the_other() -> list[Measurement]:
+            return [await client.generate(**request) for request in left]
+
+        answers = await asyncio.gather(*(one_after_the_other() for _ in range(clients)))
+    return [measurement for of_one_client in answers for measurement in of_one_client]
+
+
+async def concurrency(server: Server, setting: Setting) -> Played:
+    """A closed loop of so many clients."""
+    clients = setting["max_concurrency"]
+    requests = server.requests(setting["num_prompts"], 64, setting["output_tokens"])
+    return Played({"": await keep_busy(server.url, clients, requests)})
+
+
+def poisson(rate: float, count: int) -> list[float]:
+    """When so many independent people come, at so many a second; the same times for the same rate."""
+    chance = random.Random(SEED)
+    times = [0.0]
+    while len(times) < count:
+        times.append(times[-1] + chance.expovariate(rate))
+    return times
+
+
+ARRIVING = 32
+"""Output tokens of each request that arrives."""
+
+
+async def arrivals(server: Server, setting: Setting) -> Played:
+    """People come at random, at a rate that the server has no say in."""
+    times = poisson(setting["request_rate"], setting["num_prompts"])
+    requests = server.requests(len(times), 64, ARRIVING)
+    return Played({"": await send_at(server.url, times, requests)})
+
+
+def past_the_knee(setting: Setting, runs: Sequence[Record]) -> bool:
+    """Where a lower rate kept most people waiting too long, a higher one shows nothing new."""
+    return any(run["request_rate"] < setting["request_rate"] and run["good_percent"] < 50 for run in runs)
+
+
+async def loops(server: Server, setting: Setting) -> Played:
+    """Four clients in a closed loop; then people who come at random, as often and oftener."""
+    count = setting["num_prompts"]
+    requests = server.requests(count, 64, ARRIVING)
+    closed = await keep_busy(server.url, 4, requests)
+    rate = count / (max(one.ended for one in closed) - min(one.sent for one in closed))
+    as_often = await send_at(server.url, poisson(rate, count), requests)
+    oftener = await send_at(server.url, poisson(1.5 * rate, count), requests)
+    return Played({"closed": closed, "as often": as_often, "half as much again": oftener})
+
+
+async def mixed(server: Server, setting: Setting) -> Played:
+    """Few long requests and many short ones, all at once."""
+    long = server.requests(2, 64, setting["long_tokens"])
+    short = server.requests(8, 16, 8)
+    seen = await observe(server.url, [*long, *short], interval=None)
+    return Played({"short": seen.measurements[2:], "long": seen.measurements[:2]})
+
+
+async def long_prompt(server: Server, setting: Setting) -> Played:
+    """Four streams, and beside them somebody's long prompt."""
+    long = server.request(setting["prompt_tokens"], 1, 0)
+    requests = server.requests(4, 64, setting["output_tokens"])
+    streams, prompted = await beside_a_long_prompt(server.url, requests, long)
+    return Played({"streams": streams, "long prompt": [prompted]})
+
+
+async def slow_reader(server: Server, setting: Setting) -> Played:
+    """Eight streams that are read at once, and a ninth whose client pauses after every token."""
+    first, *others = server.requests(9, 16, setting["output_tokens"])
+    async with Client(server.url) as client:
+        slow, *fast = await asyncio.gather(
+            client.generate(**first, pause=setting["pause"]),
+            *(client.generate(**request) for request in others),
+        )
+    return Played({"fast": fast, "slow": [slow]})
+
+
+def never(_setting: Setting, _runs: Sequence[Record]) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is asked, of whom, with which settings. A setting's `label` is its name in the result."""
+
+    play: Callable[[Server, Setting], Coroutine[Any, Any, Played]]
+    settings: Sequence[Setting]
+    rounds: int
+    contenders: Sequence[str] = RUNGS
+    model: str = ""  # another one than the run's
+    skip: Callable[[Setting, Sequence[Record]], bool] = never  # given what this contender did in this round
+
+    @property
+    def question(self) -> str:
+        return (self.play.__doc__ or "").splitlines()[0]
+
+
+def scenarios(quick: bool) -> dict[str, Scenario]:
+    """Everything that is measured; `quick` is less of each."""
+    rounds, tokens = (1, 32) if quick else (3, 64)
+    once = [{"label": "alone", "output_tokens": 100}]
+    all_at_once = {"label": "burst", "clients": 8 if quick else 16, "output_tokens": tokens}
+    everyone = (*RUNGS[:2], "02, whole", *RUNGS[2:])
+    plan = {
+        "one_client": Scenario(one_client, once, rounds, everyone),
+        "burst": Scenario(burst, [all_at_once], rounds),
+        "eight": Scenario(eight, [{"label": "eight"}], rounds),
+        "concurrency": Scenario(concurrency, levels(quick), 1 if quick else 2),
+        "arrivals": Scenario(arrivals, rates(quick), 1 if quick else 2, skip=past_the_knee),
+        "loops": Scenario(
+            loops,
+            [{"label": "loops", "num_prompts": 8 if quick else 32}],
+            rounds,
+            ["02"] if quick else ["02", "04"],
+        ),
+        "mixed": Scenario(mixed, [{"label": "mixed", "long_tokens": 64 if quick else 128}], rounds),
+        "long_prompt": Scenario(
+            long_prompt,
+            [{"label": "1024", "prompt_tokens": 1024, "output_tokens": tokens}],
+            rounds,
+            (*STREAMING, "04, prompts whole"),
+        ),
+        "slow_reader": Scenario(
+            slow_reader,
+            [
+                {"label": "nobody slow", "pause": 0, "output_tokens": tokens},
+                {"label": "one slow", "pause": 0.1, "output_tokens": tokens},
+            ],
+            rounds,
+            STREAMING,
+        ),
+    }
+    if not quick:
+        plan["one_client_1b"] = Scenario(one_client, once, 2, everyone, model="random:tinyllama-1.1b")
+    return plan
+
+
+def levels(quick: bool) -> list[Setting]:
+    """Each client asks at least once, few of them several times."""
+    clients, tokens, least = ((1, 4, 16), 24, 2) if quick else ((1, 2, 4, 8, 16, 32), 64, 4)
+    return [
+        {
+            "label": str(each),
+            "max_concurrency": each,
+            "num_prompts": max(each, least),
+            "output_tokens": tokens,
+        }
+        for each in clients
+    ]
+
+
+def rates(quick: bool) -> list[Setting]:
+    each_second, seconds = ((2, 6, 12), 2) if quick else ((1, 2, 4, 6, 8, 12, 16), 15)
+    return [
+        {"label": str(rate), "request_rate": rate, "num_prompts": max(8, rate * seconds)}
+        for rate in each_second
+    ]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender plays one setting, once."""
+
+    scenario: str
+    contender: str
+    round: int
+    setting: Setting
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        return (self.scenario, self.contender, self.round, self.setting["label"])
+
+
+def turns(plan: Mapping[str, Scenario]) -> list[Turn]:
+    """Round by round and setting by setting, so that a drift of the machine's speed is everyone's.
+
+    With a model of its own a scenario goes contender by contender: of the large ones, one runs at a time.
+    """
+    found = []
+    for name, scenario in plan.items():
+        of_one = [
+            Turn(name, contender, number, setting)
+            for number in range(1, scenario.rounds + 1)
+            for setting in scenario.settings
+            for contender in scenario.contenders
+        ]
+        if scenario.model:
+            of_one.sort(key=lambda turn: CONTENDERS[turn.contender].script)
+        found += of_one
+    return found

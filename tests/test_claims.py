@@ -1,0 +1,90 @@
+"""Every measured number in a text is what a committed result says; definitions are what they claim to be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import claims, definitions
+from benchmarks.definitions import Request
+from benchmarks.results_file import RESULTS, save
+from ladder.launch import ROOT
+
+PAGE = ROOT / "benchmarks" / "README.md"
+
+
+@pytest.mark.parametrize("file", claims.texts(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_numbers_in_texts_are_what_was_measured(file: Path) -> None:
+    mistakes = claims.wrong(file.read_text())
+    assert mistakes == [], (
+        "measured anew? python -m benchmarks.claims; a trial? git checkout benchmarks/results"
+    )
+
+
+def test_every_number_of_the_page_says_where_it_comes_from() -> None:
+    assert claims.without_source(PAGE.read_text()) == []
+
+
+def test_without_a_result_the_numbers_that_come_from_it_are_wrong(tmp_path: Path) -> None:
+    text = PAGE.read_text()
+    used = {claim.source.split("/")[0] for claim in claims.claims_in(text)} - {"definitions"}
+    assert len(used) > 5
+    for name in used:
+        folder = tmp_path / name
+        shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns(f"{name}.json"))
+        assert any(f"no result at {name}/" in mistake for mistake in claims.wrong(text, folder)), name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path / "speed.json", {"fast": {"ms": 12.345}, "slow": [{"ms": 2469.0}]})
+    return tmp_path
+
+
+def test_a_number_is_checked_with_the_decimals_that_it_has(folder: Path) -> None:
+    text = "It took 12.3 ms<!-- speed/fast/ms --> and 2,469<!-- speed/slow/0/ms --> ms."
+    assert claims.wrong(text, folder) == []
+    assert claims.wrong(text.replace("12.3", "12.4"), folder) == ["12.4 should be 12.3 (speed/fast/ms)"]
+    assert claims.wrong(text.replace("12.3", "12"), folder) == []
+
+
+def test_a_number_can_be_a_ratio_or_in_another_unit(folder: Path) -> None:
+    text = "200 times<!-- speed/slow/0/ms over speed/fast/ms -->, 2.5 s<!-- speed/slow/0/ms over 1000 -->"
+    assert claims.wrong(text, folder) == []
+
+
+def test_a_path_that_leads_nowhere_is_told(folder: Path) -> None:
+    for source in ("speed/fast/s", "speed/slow/7/ms", "speed/fast", "other/fast/ms"):
+        (mistake,) = claims.wrong(f"1 ms<!-- {source} -->", folder)
+        assert mistake.startswith("1: ")
+
+
+def test_numbers_are_filled_in(folder: Path) -> None:
+    text = "It took 9.9 ms<!-- speed/fast/ms -->, asked every 50 ms<!-- chosen -->."
+    assert claims.filled_in(text, folder) == text.replace("9.9", "12.3")
+
+
+def test_a_measured_number_without_a_source_is_seen() -> None:
+    assert claims.without_source("It took 152 ms.") == ["152 ms"]
+    assert claims.without_source("1,234 tokens/s and 7 times") == ["1,234 tokens/s", "7 times"]
+    assert not claims.without_source(
+        "50 ms<!-- chosen -->, `5 ms`, 8 clients, rung 04, 3 settings\n```\n9 ms\n```"
+    )
+
+
+def test_each_definition_counts_as_it_says() -> None:
+    trace = [Request((1.0, 1.5, 4.0), 4.5), Request((1.0, 2.0), 2.0)]
+    assert definitions.tpot_of_vllm(trace) == [1.5, 1.0]
+    assert definitions.tpot_of_this_repository(trace) == [1.75, 1.0]
+    assert definitions.tpot_of_guidellm(trace) == [4 / 3, 1.0]
+    assert definitions.itl_of_llmperf(trace) == [4 / 3, 1.0]
+    assert definitions.itl_of_vllm(trace) == [0.5, 2.5, 1.0]
+
+
+def test_the_trace_is_a_committed_run() -> None:
+    trace = definitions.read_trace()
+    assert len(trace) == 4
+    assert all(one.first < one.last <= one.ended + 1e-3 for one in trace)
+    assert definitions.compute().keys() == definitions.DEFINITIONS.keys()
