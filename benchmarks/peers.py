@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    ContinuousBatchingConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
     TextIteratorStreamer,
@@ -61,11 +62,14 @@ def bare(model_name: str, dtype: str) -> Burst:
 def transformers_batching(model_name: str, dtype: str) -> Burst:
     """Transformers' continuous batching. Starting and ending its manager is not counted."""
     model, _ = transformers_model(model_name, dtype)
+    # Left to itself it takes most of the machine's memory. This has room for 64 requests, and for all of a
+    # burst's prompts in one pass.
+    memory = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=2048)
     settings = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
 
     def burst(prompts: list[list[int]], tokens: int) -> None:
         with model.continuous_batching_context_manager(
-            generation_config=settings, block=True, timeout=5
+            generation_config=settings, continuous_batching_config=memory, block=True, timeout=5
         ) as manager:
             clock.start()
             manager.add_requests(inputs=prompts, max_new_tokens=tokens)

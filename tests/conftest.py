@@ -25,8 +25,10 @@ settings.load_profile("ladder")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Whoever needs the same server goes to the same worker."""
+    """Whoever needs the same server goes to the same worker; a file may say otherwise."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else []
         rung = next((value for value in parameters if value in RUNGS), item.path.name)
         item.add_marker(pytest.mark.xdist_group(rung))

@@ -576,7 +576,7 @@ def exchange(server: RungServer, data: bytes, half_close: bool = False) -> bytes
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"hello\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /nothing HTTP/9.9\r\n\r\n",
         b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-length: minus one\r\n\r\n",
         b"POST /generate HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n\r\n",
         b"GET /health HTTP/1.1\r\nbad header\r\n\r\n",
