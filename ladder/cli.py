@@ -38,11 +38,17 @@ def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], i
 
 
 @dataclass(frozen=True)
-class ServerConfig:
-    """The flags that every rung has."""
+class AddressConfig:
+    """The flags that every server has."""
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(5000, "port to listen on; 0 takes a free one", whole_number(0, 65535))
+
+
+@dataclass(frozen=True)
+class ServerConfig(AddressConfig):
+    """The flags of every rung that serves a language model."""
+
     model: str = option("tiny", "tiny (bundled), a directory, a hub id, or random:SHAPE")
     dtype: str = option("auto", "auto is float32 on a CPU; int8 needs a CPU", choices=("auto", *DTYPES))
     device: str = option("auto", "auto is the GPU if torch finds one", choices=("auto", "cpu", "cuda"))
@@ -76,7 +82,7 @@ class DemoOptions:
     plot: Path | None
 
 
-C = TypeVar("C", bound=ServerConfig)
+C = TypeVar("C", bound=AddressConfig)
 
 
 class OneLineParser(argparse.ArgumentParser):

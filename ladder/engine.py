@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ladder.schema import GenerateRequest, Health, TokenEvent
-from ladder.sequence import Sequence
+
+if TYPE_CHECKING:  # it brings torch, and rung 08 does without
+    from ladder.sequence import Sequence
 
 
 class Unavailable(Exception):

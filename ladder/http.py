@@ -37,22 +37,22 @@ STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events from an async generator that is closed the moment the response is over.
+class Stream(StreamingResponse):
+    """A response from an async generator that is closed the moment the response is over.
 
     Starlette cancels the response when the client leaves, but it closes the generator only if that
     happens to be running; one that waits for its turn would live on until it is garbage collected.
     """
 
-    media_type = "text/event-stream"
     patience = 30.0
     """Seconds that a client may go without reading, once the buffers on the way to it are full."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], over: Callable[[], None]) -> None:
-        """`over` is called when the response is, even if not one event of it was asked for."""
-        # Without these two headers, caches and proxies collect the stream before they pass it on.
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._events = events
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], over: Callable[[], None], **settings: Any
+    ) -> None:
+        """`over` is called when the response is, even if not one piece of it was asked for."""
+        super().__init__(pieces, **settings)
+        self._pieces = pieces
         self._over = over
 
     async def stream_response(self, send: Send) -> None:
@@ -66,7 +66,17 @@ class EventStream(StreamingResponse):
             logger.warning("a client read nothing for %g s and was dropped", self.patience)
         finally:
             self._over()
-            await self._events.aclose()
+            await self._pieces.aclose()
+
+
+class EventStream(Stream):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], over: Callable[[], None]) -> None:
+        # Without these two headers, caches and proxies collect the stream before they pass it on.
+        super().__init__(events, over, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 
 def answer_errors_in_our_shape(app: FastAPI) -> None:

@@ -6,9 +6,8 @@ import os
 import platform
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -17,7 +16,7 @@ def describe_machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "system": platform.system(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
     }
 
 

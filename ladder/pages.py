@@ -40,7 +40,8 @@ MOST_CLIENTS = 16
 HEADERS = {
     # Nothing from elsewhere, nothing inline: even if text of a model were taken for HTML, it could not run.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "media-src 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # may be kept, but is asked for again: the next rung has the same address
@@ -85,11 +86,15 @@ class StaticFile:
         return HEADERS | {"Content-Type": self.media_type + encoding, "ETag": self.tag}
 
 
-def static_files(rung: Rung, folder: Path = FOLDER) -> dict[str, StaticFile]:
-    """Everything there is to see, by its path: the page at /, its parts, the rung in words and in Python."""
+def static_files(rung: Rung, *folders: str) -> dict[str, StaticFile]:
+    """Everything there is to see, by its path: the page at /, its parts, the rung in words and in Python.
+
+    Where two folders have a file of the same name, the later one's is taken.
+    """
     files = {
         f"/page/{file.name}": StaticFile(file.read_bytes(), MEDIA_TYPES[file.suffix])
-        for file in sorted(folder.iterdir())
+        for folder in (FOLDER.name, *folders)
+        for file in sorted((FOLDER.parent / folder).iterdir())
         if file.suffix in MEDIA_TYPES
     }
     return files | {
@@ -109,7 +114,9 @@ def add_flask_page(app: flask.Flask, rung: Rung) -> None:
         app.add_url_rule(path, endpoint=path, view_func=lambda file=file: serve(file))
 
 
-def add_page(app: FastAPI, rung: Rung) -> None:
+def add_page(app: FastAPI, rung: Rung, *folders: str) -> None:
+    """The page of a rung that serves a language model, or with `folders` another one."""
+
     def serve(file: StaticFile, request: Request) -> Response:
         if file.tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=file.headers)
@@ -121,9 +128,10 @@ def add_page(app: FastAPI, rung: Rung) -> None:
 
         app.add_route(path, page, methods=["GET"], include_in_schema=False)
 
-    for path, file in static_files(rung).items():
+    for path, file in static_files(rung, *folders).items():
         add(path, file)
-    add_clients(app)
+    if not folders:
+        add_clients(app)
 
 
 class Crowd(BaseModel):

@@ -97,3 +97,17 @@ def draw_slots(panel: Any, name: str, steps: Sequence[Step]) -> None:
         panel.text(place + 0.5, slot, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26], va="center", fontsize=9)
     panel.invert_yaxis()
     panel.set(title=name, ylabel="slot", xlabel="step")
+
+
+def plot_bars(
+    file: Path, title: str, figures: Mapping[str, Mapping[str, float]], panels: Mapping[str, str]
+) -> None:
+    """A panel for each of these figures, a bar for each column that has it."""
+    with drawing(file, title, len(panels), figsize=(8, 6)) as axes:
+        for panel, (key, label) in zip(axes, panels.items(), strict=True):
+            values = {name: column[key] for name, column in figures.items() if key in column}
+            bars = panel.barh(list(values), list(values.values()))
+            panel.bar_label(bars, fmt="%.0f", padding=3)
+            panel.invert_yaxis()
+            panel.margins(x=0.1)
+            panel.set_xlabel(label)

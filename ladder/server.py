@@ -8,20 +8,22 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 from flask import Flask
 from rich.console import Console
 from waitress.server import create_server
 
-from ladder.cli import ServerConfig
+from ladder.cli import AddressConfig, ServerConfig
 from ladder.errors import UserError
-from ladder.loading import Model, load_model
+
+if TYPE_CHECKING:
+    from ladder.loading import Model
 
 GRACE_SECONDS = 3
 """How long open requests may take to notice that the server is stopping, before they are cut off."""
@@ -34,7 +36,7 @@ def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
         return load(config), listener
 
 
-def take_port(config: ServerConfig) -> socket.socket:
+def take_port(config: AddressConfig) -> socket.socket:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     return listen(config.host, config.port)
@@ -42,6 +44,11 @@ def take_port(config: ServerConfig) -> socket.socket:
 
 def load(config: ServerConfig) -> Model:
     """The model, in a thread that will not run it."""
+    # Imported here because it takes longer than all the rest, and a server of files needs no torch.
+    import torch
+
+    from ladder.loading import load_model
+
     threads = config.threads or torch.get_num_threads()
     # Each thread that computes gets helpers of its own from OpenMP. Once there are more helpers than cores,
     # none of them waits awake any more, and every small product pays for waking them: the bundled model took
@@ -121,7 +128,15 @@ def serve_asgi(
     start_engine: Callable[[], Awaitable[None]] | None = None,
 ) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
-    ReadyServer(app, listener, stop_engine, start_engine).run(sockets=[listener])
+
+    def stop() -> None:
+        # A thread that waits for a disk cannot be interrupted; what still hangs after the grace is cut off.
+        cut_off = threading.Timer(GRACE_SECONDS + 1, leave)
+        cut_off.daemon = True
+        cut_off.start()
+        stop_engine()
+
+    ReadyServer(app, listener, stop, start_engine).run(sockets=[listener])
     leave()
 
 

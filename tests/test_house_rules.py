@@ -13,13 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from ladder.cli import ServerConfig
+from ladder.cli import AddressConfig
 from ladder.launch import ROOT
 from tests.support import RUNGS, import_rung
 
 RUNG_NAME = re.compile(r"\d\d_\w+")
 DUPLICATE_LINES = 12
 SOURCE_FOLDERS = ("ladder", "training", "benchmarks", "tests")
+
+
+@pytest.fixture(params=sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py")))
+def rung(request: pytest.FixtureRequest) -> str:
+    """Every rung, whatever it serves."""
+    script: str = request.param
+    return script
 
 
 def parsed(file: Path) -> ast.Module:
@@ -110,7 +117,7 @@ def test_the_docstring_teaches(rung: str) -> None:
 
 def test_the_configuration_is_one_frozen_dataclass_of_flags(rung: str) -> None:
     config = import_rung(rung).Config
-    assert issubclass(config, ServerConfig)
+    assert issubclass(config, AddressConfig)
     for field in dataclasses.fields(config):
         assert field.metadata["help"], "every field is a flag, with a line that explains it"
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -251,7 +258,7 @@ def test_a_copy_would_be_seen_under_other_names() -> None:
 
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|mnt|tmp|opt)/\w|[A-Z]:\\\\+Users)")
-BINARY = {".safetensors", ".png", ".ico", ".woff2"}
+BINARY = {".safetensors", ".png", ".ico", ".woff2", ".webm"}
 
 
 def tracked_files() -> list[Path]:

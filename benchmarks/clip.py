@@ -1,0 +1,69 @@
+"""Makes the clip that rung 08 plays: the same eight requests on rung 03 and on rung 04, step by step.
+
+    python -m benchmarks.clip
+
+What it shows was measured: both servers are started, and tell which request had which row of which forward
+pass. A headless Chromium draws the frames and encodes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+from benchmarks.browser import chromium
+from benchmarks.webm import Frame, webm
+from ladder.launch import ROOT, running_rungs
+from ladder.scenes import STREAM, arrivals, warm_up
+from ladder.trace import Step
+
+CLIP = ROOT / "ladder" / "clips" / "batching.webm"
+PAGE = Path(__file__).with_name("clip.html")
+WIDTH, HEIGHT = 960, 540
+FRAMES_PER_SECOND = 12
+SECONDS = 16
+RUNGS = {"03_batching.py": "Rung 03: batching", "04_continuous_batching.py": "Rung 04: continuous batching"}
+
+
+def numbered(steps: list[Step]) -> list[dict[str, Any]]:
+    """The steps with requests counted from 0 in the order of their arrival."""
+    order = sorted({row.request for step in steps for row in step.rows})
+    return [
+        {"kind": step.kind, "rows": [(row.slot, order.index(row.request), row.used) for row in step.rows]}
+        for step in steps
+    ]
+
+
+async def measure(urls: list[str]) -> list[list[dict[str, Any]]]:
+    scenes = []
+    for url in urls:
+        await warm_up(url, STREAM)
+        scenes.append(numbered((await arrivals(url, {})).steps))
+    return scenes
+
+
+def main() -> None:
+    with running_rungs(*((script, []) for script in RUNGS)) as urls:
+        scenes = asyncio.run(measure(urls))
+    panels = [{"title": title, "steps": steps} for title, steps in zip(RUNGS.values(), scenes, strict=True)]
+    settings = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "rate": FRAMES_PER_SECOND,
+        "seconds": SECONDS,
+        "panels": panels,
+    }
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(PAGE.as_uri())
+        encoded = page.evaluate("settings => encode(settings)", settings)
+    frames = [Frame(one["milliseconds"], one["key"], base64.b64decode(one["data"])) for one in encoded]
+    CLIP.parent.mkdir(exist_ok=True)
+    CLIP.write_bytes(webm(frames, WIDTH, HEIGHT, 1000 * SECONDS))
+    print(f"{CLIP.relative_to(ROOT)}: {CLIP.stat().st_size:,} bytes, {len(frames)} frames")
+
+
+if __name__ == "__main__":
+    main()

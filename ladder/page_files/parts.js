@@ -1,0 +1,63 @@
+/** A file fetched in parts side by side, put together, and compared with the whole. */
+
+import { colour, Sheet } from "./canvas.js";
+import { bytes, CAN_HASH, sha256 } from "./sizes.js";
+
+/** Which parts of a file are there. */
+export class PartsMap {
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    this.sheet = new Sheet(canvas);
+    this.sheet.resized = () => this.draw();
+    /** @type {{from: number, to: number}[]} */ this.parts = [];
+  }
+
+  clear() {
+    this.parts = [];
+    this.draw();
+  }
+
+  /** @param {number} from @param {number} to as fractions of the file */
+  add(from, to) {
+    this.parts.push({ from, to });
+    this.draw();
+  }
+
+  draw() {
+    const context = this.sheet.clear();
+    context.fillStyle = colour("token");
+    for (const { from, to } of this.parts) {
+      context.fillRect(from * this.sheet.width + 0.5, 0, (to - from) * this.sheet.width - 1, this.sheet.height);
+    }
+  }
+}
+
+/**
+ * @param {string} url
+ * @param {number} count
+ * @param {PartsMap} map
+ */
+export async function fetchInParts(url, count, map) {
+  const head = await fetch(url, { method: "HEAD", cache: "no-store" });
+  const size = Number(head.headers.get("content-length"));
+  const tag = head.headers.get("etag") ?? "";
+  const borders = Array.from({ length: count + 1 }, (_, number) => Math.floor((number * size) / count));
+  const parts = await Promise.all(
+    borders.slice(1).map(async (to, number) => {
+      const from = borders[number];
+      if (from === to) return new ArrayBuffer(0);
+      const headers = { range: `bytes=${from}-${to - 1}`, "if-range": tag };
+      const response = await fetch(url, { headers, cache: "no-store" });
+      if (response.status !== 206) throw new Error(`a part was answered with ${response.status}`);
+      const part = await response.arrayBuffer();
+      map.add(from / size, to / size);
+      return part;
+    }),
+  );
+  const together = await new Blob(parts).arrayBuffer();
+  if (!CAN_HASH) return `${count} parts, ${bytes(together.byteLength)} together.`;
+  const whole = await (await fetch(url, { cache: "no-store" })).arrayBuffer();
+  const hashes = await Promise.all([sha256(together), sha256(whole)]);
+  const same = hashes[0] === hashes[1] ? "The same SHA-256 as the whole file" : "NOT the whole file";
+  return `${count} parts, ${bytes(together.byteLength)} together. ${same}: ${hashes[0].slice(0, 16)}…`;
+}

@@ -1,0 +1,899 @@
+"""Rung 08: bytes in and out over HTTP, whole and in parts, by friendly clients and by others."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import email
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import random
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.http import parse_options_header
+
+from ladder.folder import attachment
+from ladder.follow import BLOCK, Follower
+from ladder.forms import BrokenForm, files_in_form
+from ladder.launch import RungProcess
+from ladder.ranges import Unsatisfiable, parse_ranges
+from ladder.sse import Event, EventParser
+from tests.support import Answer, Server, eventually, one_line, run_rung
+
+SCRIPT = "08_file_streaming.py"
+MIB = 2**20
+SECRET = b"SECRET"
+CONTENT = random.Random(8).randbytes(300_001)
+ID = "0123456789abcdef"
+
+UNICODE_NAMES = [
+    "plain.bin", "модель v2.bin", "モデル.bin", "naïve café.bin", "نموذج.bin", "🦊 fox.bin", "100%.bin",
+    "a;b.bin",
+    'quo"ted.bin', "it's.bin", "comma, space.bin", "e\u0301.bin", "plus+and&.bin", "ends with tilde~",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileServer(Server):
+    """A rung 08 with folders of its own, in a folder that it must not leave."""
+
+    process: RungProcess
+    around: Path
+
+    @property
+    def uploads(self) -> Path:
+        return self.around / "uploads"
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request("GET", path, None, **headers)
+
+    def uploaded(self) -> list[str]:
+        """Everything that is in the folder of uploads, hidden or not."""
+        return sorted(file.name for file in self.uploads.iterdir() if file.name != ".log")
+
+    def status(self, name: str) -> int:
+        """A figure of the process, in bytes."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0])
+
+    def raw_get(self, target: str, method: str = "GET") -> Answer:
+        """Ask for exactly this, which no client would tidy up."""
+        with closing(self.raw()) as connection:
+            connection.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            response = http.client.HTTPResponse(connection, method=method)
+            response.begin()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, headers, response.read())
+
+    def until(self, **busy: int) -> dict[str, Any]:
+        return asyncio.run(self.health_when(lambda health: {key: health[key] for key in busy} == busy))
+
+
+def make_folders(around: Path) -> None:
+    """Files to ask for, and beside them whatever must not be had."""
+    for name in ("videos/sub", "models", "uploads", "outside"):
+        (around / name).mkdir(parents=True)
+    (around / "secret.txt").write_bytes(SECRET)
+    (around / "outside" / "secret.txt").write_bytes(SECRET)
+    videos = around / "videos"
+    for name in ("clip.webm", "clip.mp4", "table.csv", "notes.txt", "pack.tar.gz", "page.html", "x.unknown"):
+        (videos / name).write_bytes(CONTENT)
+    (videos / "empty.bin").touch()
+    (videos / "sub" / "inner.txt").write_bytes(SECRET)
+    (videos / ".hidden").write_bytes(SECRET)
+    (videos / "link.txt").symlink_to(around / "secret.txt")
+    (videos / "folder-link").symlink_to(around / "outside")
+    os.mkfifo(videos / "pipe")
+    for name in UNICODE_NAMES:
+        (around / "models" / name).write_bytes(name.encode())
+
+
+def start(around: Path, *flags: str) -> FileServer:
+    folders = [part for name in ("videos", "models", "uploads") for part in (f"--{name}", str(around / name))]
+    process = RungProcess(SCRIPT, (*folders, *flags))
+    try:
+        return FileServer(process.wait_ready(), process, around)
+    except BaseException:
+        process.close()
+        raise
+
+
+@contextmanager
+def started(around: Path, *flags: str) -> Iterator[FileServer]:
+    server = start(around, *flags)
+    try:
+        yield server
+    finally:
+        server.process.close()
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    make_folders(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(around: Path) -> Iterator[FileServer]:
+    with started(around, "--chunk-kib", "64") as server:
+        yield server
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path) -> Path:
+    make_folders(tmp_path)
+    return tmp_path
+
+
+# Whole files
+
+
+def test_a_whole_file_and_what_is_said_of_it(server: FileServer) -> None:
+    answer = server.get("/stream-video/clip.webm")
+    assert (answer.status, answer.body) == (200, CONTENT)
+    assert answer.headers["content-length"] == str(len(CONTENT))
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert server.get("/stream-video/empty.bin").body == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("clip.webm", "video/webm"),
+        ("clip.mp4", "video/mp4"),
+        ("table.csv", "text/csv; charset=utf-8"),
+        ("notes.txt", "text/plain; charset=utf-8"),
+        ("pack.tar.gz", "application/gzip"),
+        ("x.unknown", "application/octet-stream"),
+    ],
+)
+def test_the_media_type(server: FileServer, name: str, media_type: str) -> None:
+    assert server.request("HEAD", f"/stream-video/{name}").headers["content-type"] == media_type
+
+
+def test_head_says_what_get_would(server: FileServer) -> None:
+    got, head = (server.request(method, "/stream-video/clip.webm") for method in ("GET", "HEAD"))
+    assert (head.status, head.body) == (200, b"")
+    assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
+    # A range has no meaning for HEAD.
+    assert server.request("HEAD", "/stream-video/clip.webm", None, range="bytes=0-9").status == 200
+
+
+def test_what_the_client_has_already_is_not_sent_again(server: FileServer) -> None:
+    first = server.get("/stream-video/clip.webm")
+    tag, date = first.headers["etag"], first.headers["last-modified"]
+    for condition in (
+        {"if-none-match": tag},
+        {"if-none-match": f'"other", W/{tag}'},
+        {"if-none-match": "*"},
+        {"if-modified-since": date},
+        {"if-none-match": tag, "range": "bytes=0-9"},
+    ):
+        answer = server.get("/stream-video/clip.webm", **condition)
+        assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", tag)
+    for condition in (
+        {"if-none-match": '"other"'},
+        {"if-none-match": '"other"', "if-modified-since": date},  # the tag decides
+        {"if-modified-since": "Sat, 01 Jan 2000 00:00:00 GMT"},
+        {"if-modified-since": "yesterday"},
+    ):
+        assert server.get("/stream-video/clip.webm", **condition).body == CONTENT
+
+
+# Parts
+
+
+def part(server: FileServer, wanted: str, **headers: str) -> Answer:
+    return server.get("/stream-video/clip.webm", range=f"bytes={wanted}", **headers)
+
+
+SIZE = len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "start", "stop"),
+    [
+        ("0-0", 0, 1),
+        ("0-99", 0, 100),
+        ("65530-65545", 65530, 65546),
+        ("5000-", 5000, SIZE),
+        ("-500", SIZE - 500, SIZE),
+        (f"-{SIZE + 5}", 0, SIZE),
+        (f"{SIZE - 1}-", SIZE - 1, SIZE),
+        (f"300000-{10 * SIZE}", 300000, SIZE),
+        ("5-9, 999999999-", 5, 10),  # one that is not there does not spoil the other
+    ],
+)
+def test_a_part(server: FileServer, wanted: str, start: int, stop: int) -> None:
+    answer = part(server, wanted)
+    assert (answer.status, answer.body) == (206, CONTENT[start:stop])
+    assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+    assert answer.headers["content-type"] == "video/webm"
+
+
+@pytest.mark.parametrize("wanted", [f"{SIZE}-", f"{SIZE + 7}-{SIZE + 9}", "-0"])
+def test_past_the_end(server: FileServer, wanted: str) -> None:
+    answer = part(server, wanted)
+    assert (answer.status, answer.body) == (416, b"")
+    assert answer.headers["content-range"] == f"bytes */{SIZE}"
+
+
+@pytest.mark.parametrize("header", ["bytes=9-5", "bytes=", "bytes=a-b", "bytes=--5", "lines=1-2", "0-5",
+                                    "bytes=1-2-3", f"bytes=0-{'9' * 5000}", "bytes=²-", "bytes=0-9,5-",
+                                    "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 200, 2))])  # fmt: skip
+def test_what_means_nothing_or_costs_too_much_is_ignored(server: FileServer, header: str) -> None:
+    with closing(server.raw()) as connection:
+        lines = (
+            f"GET /stream-video/clip.webm HTTP/1.1\r\nHost: x\r\nRange: {header}\r\nConnection: close\r\n\r\n"
+        )
+        connection.sendall(lines.encode("latin-1"))
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, response.read()) == (200, CONTENT)
+
+
+def test_several_parts(server: FileServer) -> None:
+    answer = part(server, "100-199,0-9,-5")
+    assert answer.status == 206
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + answer.body)
+    found = [
+        (one["Content-Range"], one.get_content_type(), one.get_payload(decode=True))
+        for one in message.walk()
+        if not one.is_multipart()
+    ]
+    assert [(where, kind) for where, kind, _ in found] == [
+        (f"bytes 100-199/{SIZE}", "video/webm"),
+        (f"bytes 0-9/{SIZE}", "video/webm"),
+        (f"bytes {SIZE - 5}-{SIZE - 1}/{SIZE}", "video/webm"),
+    ]
+    for expected in (CONTENT[100:200], CONTENT[:10], CONTENT[-5:]):
+        assert b"\r\n\r\n" + expected + b"\r\n--" in answer.body
+
+
+def test_parts_put_together_are_the_file(server: FileServer) -> None:
+    borders = [0, *sorted(random.Random(1).sample(range(1, SIZE), 20)), SIZE]
+    pieces = [part(server, f"{one}-{two - 1}").body for one, two in pairwise(borders)]
+    assert hashlib.sha256(b"".join(pieces)).digest() == hashlib.sha256(CONTENT).digest()
+
+
+def test_parts_only_of_the_file_that_the_client_has_begun_with(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        first = part(server, "0-99")
+        tag, date = first.headers["etag"], first.headers["last-modified"]
+        for valid in (tag, date):
+            assert part(server, "100-199", **{"if-range": valid}).status == 206
+        for stale in ('"other"', f"W/{tag}", "Sat, 01 Jan 2000 00:00:00 GMT"):
+            assert part(server, "100-199", **{"if-range": stale}).body == CONTENT
+        changed = own_folders / "videos" / "new"
+        changed.write_bytes(b"n" * SIZE)
+        changed.replace(own_folders / "videos" / "clip.webm")
+        answer = part(server, "100-199", **{"if-range": tag})
+        assert (answer.status, answer.body) == (200, b"n" * SIZE)
+        assert answer.headers["etag"] != tag
+
+
+@given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), min_size=1, max_size=4))
+def test_ranges_are_what_was_asked_for(pairs: list[tuple[int, int]]) -> None:
+    size = 100
+    header = "bytes=" + ",".join(f"{one}-{two}" for one, two in pairs)
+    sets = [set(range(one, min(two + 1, size))) for one, two in pairs if one < size]
+    if any(two < one for one, two in pairs):
+        assert parse_ranges(header, size) is None
+    elif not sets:
+        with pytest.raises(Unsatisfiable):
+            parse_ranges(header, size)
+    elif sum(map(len, sets)) > len(set.union(*sets)):
+        assert parse_ranges(header, size) is None
+    else:
+        assert [set(part) for part in parse_ranges(header, size) or []] == sets
+
+
+# Whoever asks for what is not theirs
+
+HOSTILE = [
+    "../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt", "%2E%2E%2Fsecret.txt",
+    "..%5csecret.txt", "%252e%252e%252fsecret.txt", "....//secret.txt", "..;/secret.txt", "./../secret.txt",
+    "sub/../../secret.txt", "clip.webm/../../secret.txt", "clip.webm%2f..%2f..%2fsecret.txt",
+    "/etc/passwd", "%2fetc%2fpasswd", "//etc/passwd", "file:%2f%2f%2fetc%2fpasswd", "C:%5Csecret.txt",
+    "%c0%ae%c0%ae%c0%afsecret.txt", "%ef%bc%8e%ef%bc%8e%ef%bc%8fsecret.txt", "%ff%fe", "~root",
+    "link.txt", "folder-link", "folder-link/secret.txt", "folder-link%2fsecret.txt", ".hidden", "%2ehidden",
+    "sub", "sub/", "sub/inner.txt", "sub%2finner.txt", "pipe", "", ".", "..", "%2e", "%2e%2e", "/",
+    "clip.webm/",
+    "clip.webm%00", "clip.webm%00.txt", "%00", "clip.webm%0a", "clip.webm%20", "clip.webm.",
+    "clip.webm::$DATA",
+    "CLIP.WEBM", "*", "clip.*", "a" * 250, "a" * 5000, "%e2%80%ae", ".log", ".part",
+    "|id", "$(id)", "con", "nul",
+]  # fmt: skip
+"""Every trick that is known for leaving a folder, and some for something else in it."""
+
+
+@pytest.mark.parametrize("prefix", ["/stream-video/", "/download/model/", "/uploads/"])
+def test_nothing_but_the_files_of_the_folder_can_be_had(server: FileServer, prefix: str) -> None:
+    (server.uploads / ".secret").write_bytes(SECRET)
+    for name in [*HOSTILE, ".secret"]:
+        for method in ("GET", "HEAD"):
+            answer = server.raw_get(prefix + name, method)
+            assert answer.status == 404, name
+            assert SECRET not in answer.body
+            assert b"root:" not in answer.body
+            assert "location" not in answer.headers
+    (server.uploads / ".secret").unlink()
+
+
+def test_no_upload_leaves_its_folder(own_folders: Path) -> None:
+    def everything() -> dict[str, bytes]:
+        files = (file for file in own_folders.rglob("*") if file.is_file() and file.name != ".log")
+        return {str(file.relative_to(own_folders)): file.read_bytes() for file in files}
+
+    with started(own_folders) as server:
+        (server.uploads / "sub").mkdir()
+        before = everything()
+        for name in HOSTILE:
+            with closing(server.raw()) as connection:
+                head = f"PUT /upload/{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+                connection.sendall(head.encode() + b"evil")
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                if response.status == 201:  # a harmless name after all, taken as it stands
+                    (stored,) = {*everything()} - {*before}
+                    assert Path(stored).parent == Path("uploads")
+                    (own_folders / stored).unlink()
+                else:
+                    assert response.status in (404, 405, 422), name
+                assert everything() == before, name
+
+
+def test_a_link_in_the_folder_of_uploads_is_replaced_and_not_followed(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        (server.uploads / "link.txt").symlink_to(own_folders / "secret.txt")
+        assert server.request("PUT", "/upload/link.txt", b"new").status == 201
+        assert (own_folders / "secret.txt").read_bytes() == SECRET
+        assert not (server.uploads / "link.txt").is_symlink()
+
+
+# Memory, and a disk that is slow
+
+
+def test_memory_stays_flat_while_eight_clients_read_a_gigabyte(own_folders: Path) -> None:
+    with (own_folders / "videos" / "large.bin").open("wb") as file:
+        file.truncate(1024 * MIB)
+    with started(own_folders) as server:
+        assert server.get("/stream-video/clip.webm").body == CONTENT
+        before = server.status("VmRSS")
+        read = asyncio.run(read_together(server, clients=8, each=128 * MIB))
+        assert read == [128 * MIB] * 8
+        assert server.status("VmHWM") - before < 30 * MIB
+        server.until(sending=0)
+
+
+async def read_together(server: FileServer, clients: int, each: int) -> list[int]:
+    """Each asks for the whole file, reads so much of it while the others do, and leaves."""
+    everyone = asyncio.Barrier(clients)
+
+    async def client() -> int:
+        reader, writer = await asyncio.open_connection(*server.address, limit=MIB)
+        writer.write(b"GET /stream-video/large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await everyone.wait()
+        left = each
+        while left and (piece := await reader.read(min(left, MIB))):
+            left -= len(piece)
+        writer.close()
+        return each - left
+
+    return await asyncio.gather(*(client() for _ in range(clients)))
+
+
+def test_memory_stays_flat_while_a_gigabyte_is_uploaded(own_folders: Path) -> None:
+    piece = random.Random(2).randbytes(MIB)
+    expected = hashlib.sha256()
+    with started(own_folders) as server:
+        server.request("PUT", "/upload/warm.bin", piece)
+        before = server.status("VmRSS")
+
+        def pieces() -> Iterator[bytes]:
+            for _ in range(1024):
+                expected.update(piece)
+                yield piece
+
+        answer = server.request("PUT", "/upload/large.bin", pieces(), **{"content-length": str(1024 * MIB)})
+        assert answer.status == 201
+        assert (answer.json()["size"], answer.json()["sha256"]) == (1024 * MIB, expected.hexdigest())
+        assert server.status("VmHWM") - before < 30 * MIB
+
+
+def test_a_disk_that_hangs_stops_neither_health_nor_the_end(own_folders: Path) -> None:
+    with started(own_folders, "--slow-disk-ms", "3600000", "--workers", "8") as server:
+        clients = [server.connect() for _ in range(8)]
+        for client in clients:
+            client.request("GET", "/stream-video/clip.webm")
+        assert server.until(sending=8)["status"] == "ok"
+        assert server.get("/").status == 200
+        assert server.process.stop(patience=8) == 0
+        for client in clients:
+            client.close()
+
+
+def test_a_client_that_leaves_is_not_read_for_any_more(server: FileServer) -> None:
+    with (server.around / "videos" / "endless.bin").open("wb") as file:
+        file.truncate(1024 * MIB)
+    with closing(server.raw()) as connection:
+        connection.sendall(b"GET /stream-video/endless.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1)
+        server.until(sending=1)
+    server.until(sending=0)
+    descriptors = [str(one.readlink()) for one in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    assert not [one for one in descriptors if one.endswith("endless.bin")]
+
+
+def test_a_file_that_is_replaced_while_it_is_sent_is_sent_as_it_was(own_folders: Path) -> None:
+    large = own_folders / "videos" / "large.bin"
+    content = CONTENT * 100
+    large.write_bytes(content)
+    with started(own_folders) as server, closing(server.connect()) as connection:
+        connection.request("GET", "/stream-video/large.bin")
+        response = connection.getresponse()
+        (own_folders / "new").write_bytes(b"new")
+        (own_folders / "new").replace(large)
+        assert response.read() == content
+        assert server.get("/stream-video/large.bin").body == b"new"
+
+
+def test_a_file_that_is_cut_while_it_is_sent_breaks_off_and_does_not_end_well(own_folders: Path) -> None:
+    large = own_folders / "videos" / "large.bin"
+    large.write_bytes(CONTENT * 100)
+    with started(own_folders) as server, closing(server.connect()) as connection:
+        connection.request("GET", "/stream-video/large.bin")
+        response = connection.getresponse()
+        os.truncate(large, 10)
+        with pytest.raises(http.client.IncompleteRead):
+            response.read()
+        assert server.health()["status"] == "ok"
+
+
+# Saving under any name
+
+
+@pytest.mark.parametrize("name", UNICODE_NAMES)
+def test_a_download_has_its_name(server: FileServer, name: str) -> None:
+    quoted = "".join(f"%{byte:02X}" for byte in name.encode())
+    answer = server.get(f"/download/model/{quoted}")
+    assert (answer.status, answer.body) == (200, name.encode())
+    header = answer.headers["content-disposition"]
+    assert header.isascii()
+    assert parse_options_header(header) == ("attachment", {"filename": name})
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_any_name_makes_a_header_of_one_line_that_says_it(name: str) -> None:
+    header = attachment(name)
+    assert re.fullmatch(
+        r"attachment; filename=\"[\w .()-]+\"; filename\*=UTF-8''[\w%!#$&+.^`|~-]+", header, re.ASCII
+    )
+    assert parse_options_header(header)[1]["filename"] == name
+
+
+# Uploads
+
+
+def begin_upload(server: FileServer, path: str, *pieces: bytes, size: int, **headers: str) -> socket.socket:
+    """An upload whose end has not been sent yet."""
+    connection = server.raw()
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines = [f"PUT {path} HTTP/1.1", "Host: x", f"Content-Length: {size}", *lines, "", ""]
+    connection.sendall("\r\n".join(lines).encode() + b"".join(pieces))
+    return connection
+
+
+def answer_on(connection: socket.socket) -> Answer:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(
+        response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
+    )
+
+
+def offset_of(server: FileServer, id: str = ID) -> tuple[int, str]:
+    headers = server.request("HEAD", f"/upload/{id}").headers
+    return int(headers["upload-offset"]), headers["upload-complete"]
+
+
+def test_an_upload_is_stored_and_hashed(server: FileServer) -> None:
+    answer = server.request("PUT", "/upload/%E2%98%83.bin", CONTENT)
+    assert answer.status == 201
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert answer.json() == {"name": "☃.bin", "size": SIZE, "sha256": digest, "replaced": False}
+    assert server.request("PUT", "/upload/%E2%98%83.bin", b"").json()["replaced"]
+    assert server.get("/uploads/%E2%98%83.bin").body == b""
+    assert not [name for name in server.uploaded() if name.startswith(".")]
+
+
+def test_an_upload_is_not_to_be_seen_before_it_is_whole_and_leaves_nothing_if_it_breaks(
+    own_folders: Path,
+) -> None:
+    with started(own_folders) as server:
+        with closing(begin_upload(server, "/upload/half.bin", CONTENT[:1000], size=SIZE)):
+            server.until(receiving=1)
+            assert server.get("/uploads/half.bin").status == 404
+        server.until(receiving=0)
+        assert server.uploaded() == []
+
+
+def test_an_upload_with_an_id_goes_on_where_it_broke_off(own_folders: Path) -> None:
+    path = f"/upload/half.bin?id={ID}"
+    with started(own_folders) as server:
+        assert offset_of(server) == (0, "?0")
+        with closing(begin_upload(server, path, CONTENT[:1000], size=SIZE)):
+            wait_for_size(server, 1000)
+        server.until(receiving=0)
+        assert server.uploaded() == [f".{ID}.part"]
+        wrong = server.request("PUT", path, CONTENT[5:], **{"upload-offset": "5"})
+        assert (wrong.status, wrong.headers["upload-offset"]) == (409, "1000")
+    with started(own_folders) as server:  # a server that has been started again knows it too
+        assert offset_of(server) == (1000, "?0")
+        answer = server.request("PUT", path, CONTENT[1000:], **{"upload-offset": "1000"})
+        assert answer.json()["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+        assert server.uploaded() == ["half.bin"]
+        assert offset_of(server) == (SIZE, "?1")
+
+
+def wait_for_size(server: FileServer, size: int) -> None:
+    part = server.uploads / f".{ID}.part"
+
+    async def written() -> int:
+        return part.stat().st_size if part.exists() else 0
+
+    asyncio.run(eventually(written, lambda got: got == size))
+
+
+def test_a_client_that_comes_back_is_believed_that_its_old_connection_is_dead(own_folders: Path) -> None:
+    path = f"/upload/half.bin?id={ID}"
+    with (
+        started(own_folders) as server,
+        closing(begin_upload(server, path, CONTENT[:1000], size=SIZE)) as old,
+    ):
+        wait_for_size(server, 1000)
+        assert offset_of(server) == (1000, "?0")
+        assert answer_on(old).status == 408
+        answer = server.request("PUT", path, CONTENT[1000:], **{"upload-offset": "1000"})
+        assert answer.json()["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_new_request_for_the_same_upload_takes_it_over(own_folders: Path) -> None:
+    path = f"/upload/half.bin?id={ID}"
+    with (
+        started(own_folders) as server,
+        closing(begin_upload(server, path, CONTENT[:1000], size=SIZE)) as old,
+    ):
+        wait_for_size(server, 1000)
+        assert server.request("PUT", path, CONTENT).json()["size"] == SIZE
+        assert answer_on(old).status == 408
+
+
+def test_what_is_kept_of_an_upload_is_not_kept_for_ever(own_folders: Path) -> None:
+    left = own_folders / "uploads" / f".{ID}.part"
+    left.write_bytes(b"half")
+    with started(own_folders):
+        assert left.exists()
+    os.utime(left, (0, 0))
+    with started(own_folders):
+        assert not left.exists()
+
+
+def test_too_much_is_refused_before_it_is_sent_and_leaves_nothing(own_folders: Path) -> None:
+    with started(own_folders, "--max-upload-mib", "1") as server:
+        for path, offset in (("/upload/x.bin", "0"), (f"/upload/x.bin?id={ID}", str(MIB))):
+            with closing(begin_upload(server, path, size=MIB + 1, upload_offset=offset)) as connection:
+                answer = answer_on(connection)  # not one byte of the body has been sent
+                assert (answer.status, answer.headers["connection"]) == (413, "close")
+        with closing(server.raw()) as connection:
+            connection.sendall(b"PUT /upload/x.bin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            connection.sendall(b"100001\r\n" + bytes(MIB + 1))  # nor the end of this one
+            assert answer_on(connection).status == 413
+        assert server.request("PUT", "/upload/x.bin", bytes(MIB)).status == 201
+        assert server.uploaded() == ["x.bin"]
+
+
+@pytest.mark.parametrize("id", ["short", "a" * 65, "../../etc/x", "0123456/89", "0123456789%0a"])
+def test_an_id_is_no_path_either(server: FileServer, id: str) -> None:
+    before = server.uploaded()
+    assert server.request("PUT", f"/upload/x.bin?id={id}", b"x").status == 422
+    assert server.request("HEAD", f"/upload/{id}").status in (404, 405, 422)
+    assert server.uploaded() == before
+
+
+def test_progress_is_told_to_whoever_watches(own_folders: Path) -> None:
+    with started(own_folders) as server, closing(server.connect()) as watcher:
+        watcher.request("GET", f"/upload/{ID}/events")
+        events = read_events(watcher)
+        with closing(begin_upload(server, f"/upload/x.bin?id={ID}", CONTENT[:1000], size=SIZE)) as connection:
+            half = next(event for event in events if '"received": 1000' in event.data)
+            assert half.name == "receiving"
+            assert f'"total": {SIZE}' in half.data
+            connection.sendall(CONTENT[1000:])
+            assert answer_on(connection).status == 201
+        *_, last = events
+        assert last.name == "done"
+        assert hashlib.sha256(CONTENT).hexdigest() in last.data
+
+
+def read_events(connection: http.client.HTTPConnection) -> Iterator[Event]:
+    """The events of a stream that has begun when this returns."""
+    response, parser = connection.getresponse(), EventParser()
+    pieces = iter(response.read1, b"")
+    return (event for piece in pieces for event in parser.feed(piece))
+
+
+# Forms
+
+BOUNDARY = "frontier"
+FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+END = f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def form_part(name: str, content: bytes, first: bool = False) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    return b"\r\n" * (not first) + head.encode() + content
+
+
+def test_a_form_with_several_files(server: FileServer) -> None:
+    field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'.encode()
+    body = field + form_part("größe.bin", CONTENT, first=True) + form_part("two.bin", b"") + END
+    answer = server.request("POST", "/upload/stream", body, **FORM)
+    assert answer.status == 201
+    assert [(one["name"], one["size"]) for one in answer.json()] == [("größe.bin", SIZE), ("two.bin", 0)]
+    assert (server.uploads / "größe.bin").read_bytes() == CONTENT
+
+
+def test_a_form_is_handled_as_it_arrives(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        with closing(server.raw()) as connection:
+            head = f"POST /upload/stream HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM['content-type']}\r\n"
+            connection.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
+            connection.sendall(form_part("one.bin", CONTENT, first=True) + form_part("two.bin", CONTENT))
+
+            async def first() -> Answer:
+                return await asyncio.to_thread(server.get, "/uploads/one.bin")
+
+            answer = asyncio.run(eventually(first, lambda answer: answer.status == 200))
+            assert answer.body == CONTENT
+            assert server.get("/uploads/two.bin").status == 404
+        server.until(receiving=0)
+        assert server.uploaded() == ["one.bin"]
+
+
+@pytest.mark.parametrize("name", ["../../evil.bin", "/etc/evil", "..\\\\evil.bin", ".hidden", "a/b", ".."])
+def test_a_form_cannot_name_a_path(server: FileServer, name: str) -> None:
+    before = server.uploaded()
+    answer = server.request("POST", "/upload/stream", form_part(name, b"evil", first=True) + END, **FORM)
+    assert answer.status == 422
+    assert server.uploaded() == before
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-type": "application/json"}, b"{}"),
+        ({"content-type": "multipart/form-data"}, b""),
+        (FORM, b"no form at all"),
+        (FORM, form_part("x.bin", b"no end", first=True)),
+        (FORM, f"--{BOUNDARY}\r\nno: disposition\r\n\r\nx".encode() + END),
+        (FORM, f"--{BOUNDARY}\r\nheader: ".encode() + b"a" * 100_000),
+    ],
+)
+def test_what_is_no_form_is_refused(server: FileServer, headers: dict[str, str], body: bytes) -> None:
+    before = server.uploaded()
+    assert server.request("POST", "/upload/stream", body, **headers).status == 422
+    assert server.uploaded() == before
+
+
+@given(st.data())
+def test_a_form_may_arrive_in_any_pieces(data: st.DataObject) -> None:
+    tricky = b"\r\n--front\r\n--frontie\r" + bytes(range(256)) + b"\r\n-"
+    body = form_part("a", tricky, first=True) + form_part("b", b"") + END
+    borders = data.draw(st.lists(st.integers(0, len(body)), max_size=8).map(sorted))
+    pieces = [body[one:two] for one, two in zip([0, *borders], [*borders, len(body)], strict=True)]
+
+    async def arriving() -> Any:
+        for piece in pieces:
+            yield piece
+
+    async def read() -> list[tuple[str, bytes]]:
+        parts = files_in_form(FORM["content-type"], arriving())
+        return [(name, b"".join([piece async for piece in content])) async for name, content in parts]
+
+    assert asyncio.run(read()) == [("a", tricky), ("b", b"")]
+
+
+def test_a_form_that_ends_early_is_broken_wherever_it_ends() -> None:
+    body = form_part("a", b"content", first=True) + END.removesuffix(b"--\r\n")
+
+    async def read(size: int) -> None:
+        async def arriving() -> Any:
+            yield body[:size]
+
+        async for _, content in files_in_form(FORM["content-type"], arriving()):
+            async for _ in content:
+                pass
+
+    for size in range(len(body) + 1):
+        with pytest.raises(BrokenForm):
+            asyncio.run(read(size))
+
+
+# What is made on the fly
+
+
+def test_a_table_is_made_while_it_is_sent(server: FileServer) -> None:
+    answer = server.get("/export.csv?rows=20000")
+    table = list(csv.reader(io.StringIO(answer.body.decode())))
+    assert table[0] == ["row", "question", "answer"]
+    assert [row[0] for row in table[1:]] == [str(number) for number in range(1, 20001)]
+    assert "content-length" not in answer.headers
+    packed = server.get("/export.csv?rows=20000", **{"accept-encoding": "br, gzip;q=0.5"})
+    assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "Accept-Encoding")
+    assert gzip.decompress(packed.body) == answer.body
+    assert len(packed.body) < len(answer.body) / 3
+    for refused in ("gzip;q=0", "br", "identity"):
+        plain = server.get("/export.csv?rows=1", **{"accept-encoding": refused})
+        assert "content-encoding" not in plain.headers
+
+
+def test_a_table_that_nobody_reads_any_more_is_not_made_any_further(server: FileServer) -> None:
+    for encoding in ("identity", "gzip"):
+        with closing(server.connect()) as connection:
+            connection.request("GET", "/export.csv?rows=10000000", headers={"accept-encoding": encoding})
+            assert connection.getresponse().read(1000)
+            server.until(sending=1)
+        server.until(sending=0)
+
+
+@pytest.mark.parametrize("rows", ["-1", "10000001", "many", "1e3"])
+def test_a_table_of_impossible_length_is_refused(server: FileServer, rows: str) -> None:
+    assert server.get(f"/export.csv?rows={rows}").status == 422
+
+
+# Logs
+
+
+def test_the_log_is_followed_and_tells_no_queries(server: FileServer) -> None:
+    with closing(server.connect()) as connection:
+        connection.request("GET", "/logs/stream?last=0")
+        events = read_events(connection)
+        part(server, "5-9")
+        server.raw_get("/stream-video/a%0d%0ab?token=private")
+        lines = [next(events).data, next(events).data]
+        assert re.search(r" GET /stream-video/clip\.webm 206 bytes 5-9/300001 5 B \d+ ms$", lines[0])
+        assert re.search(r" GET /stream-video/a%0d%0ab 404 25 B \d+ ms$", lines[1])
+
+
+def test_following_goes_on_when_the_servers_log_is_rotated(own_folders: Path) -> None:
+    with started(own_folders) as server, closing(server.connect()) as connection:
+        connection.request("GET", "/logs/stream?last=0")
+        events = read_events(connection)
+        for number in range(40):
+            server.raw_get(f"/{number}/{'x' * 50_000}")
+            assert f"GET /{number}/x" in next(events).data
+        assert (own_folders / "uploads" / ".log.1").exists()
+
+
+def lines_of(follower: Follower) -> list[str]:
+    """Ask until there is nothing new, and once more: another file may have taken the name."""
+    lines: list[str] = []
+    for _ in range(3):
+        while new := follower.read():
+            lines += new
+    return lines
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def write(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(text)
+
+
+def test_following_begins_with_the_last_lines(log: Path) -> None:
+    write(log, "one\ntwo\nthree\nfo")
+    with closing(Follower(log, last=2)) as follower:
+        assert lines_of(follower) == ["two", "three"]
+        write(log, "ur\r\nfive\n\n")
+        assert lines_of(follower) == ["four", "five", ""]
+    with closing(Follower(log)) as follower:
+        assert lines_of(follower) == []
+
+
+def rename(log: Path) -> None:
+    log.replace(log.with_name("log.1"))
+
+
+def truncate(log: Path) -> None:
+    os.truncate(log, 0)
+
+
+@pytest.mark.parametrize("clear", [rename, truncate, Path.unlink])
+def test_following_goes_on_in_a_new_file(log: Path, clear: Callable[[Path], None]) -> None:
+    write(log, "a long line of the old file\n")
+    with closing(Follower(log)) as follower:
+        for number in range(3):
+            write(log, f"line {number} of the old file\n")
+            assert lines_of(follower) == [f"line {number} of the old file"]
+        clear(log)
+        assert lines_of(follower) == []
+        write(log, "new\n")
+        assert lines_of(follower) == ["new"]
+
+
+def test_nothing_is_lost_that_was_written_just_before_the_rotation(log: Path) -> None:
+    write(log, "")
+    with closing(Follower(log)) as follower:
+        assert lines_of(follower) == []
+        write(log, "last but one\nlast, without an end")
+        rename(log)
+        write(log, "new\n")
+        assert lines_of(follower) == ["last but one", "last, without an end", "new"]
+
+
+def test_a_log_may_come_later_and_its_lines_may_be_of_any_length(log: Path) -> None:
+    with closing(Follower(log)) as follower:
+        assert follower.read() == []
+        write(log, "x" * (3 * BLOCK) + "\nend\n")
+        lines = lines_of(follower)
+        assert "".join(lines) == "x" * (3 * BLOCK) + "end"
+        assert all(len(line) <= 2 * BLOCK for line in lines)
+
+
+# The rung itself
+
+
+def test_a_rung_without_a_model_starts_without_torch() -> None:
+    from tests.support import run_python
+
+    loaded = run_python(
+        "-c",
+        f"import importlib, sys; importlib.import_module({SCRIPT[:-3]!r}); print('torch' in sys.modules)",
+    )
+    assert loaded.stdout == "False\n", loaded.stderr
+
+
+@pytest.mark.parametrize("flag", ["--videos", "--models"])
+def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path, flag: str) -> None:
+    done = run_rung(SCRIPT, "--port", "0", "--uploads", str(tmp_path), flag, str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert "there is no folder" in one_line(done.stderr)
+
+
+def test_sigterm_ends_it_with_streams_and_uploads_open(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        watching = server.connect()
+        watching.request("GET", "/logs/stream")
+        assert watching.getresponse().status == 200
+        half = begin_upload(server, "/upload/half.bin", b"half", size=SIZE)
+        kept = begin_upload(server, f"/upload/kept.bin?id={ID}", b"half", size=SIZE)
+        server.until(receiving=2)
+        wait_for_size(server, 4)
+        assert server.process.stop(patience=5) == 0
+        assert server.uploaded() == [f".{ID}.part"]
+        for connection in (watching, half, kept):
+            connection.close()

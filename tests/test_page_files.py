@@ -1,0 +1,139 @@
+"""The page of rung 08 in a real browser: it plays, seeks, uploads, and goes on after a broken connection."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from benchmarks.browser import MISSING, chromium, find_chromium
+from ladder.launch import ROOT, RungProcess
+
+CLIP = ROOT / "ladder" / "clips" / "batching.webm"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        pytest.skip(MISSING)
+    with chromium() as browser:
+        expect.set_options(timeout=20_000)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def url(uploads: Path) -> Iterator[str]:
+    process = RungProcess("08_file_streaming.py", ("--uploads", str(uploads)))
+    try:
+        yield process.wait_ready()
+    finally:
+        process.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(url)
+    expect(page.locator("#number")).to_have_text("08")
+    yield page
+    page.close()
+    # Chromium itself complains of every answer of 400 and more; one test is about such an answer.
+    assert [one for one in complaints if "status of 422" not in one] == []
+
+
+def test_the_clip_is_small_and_plays_and_seeks(page: Page) -> None:
+    assert CLIP.stat().st_size <= 300 * 1024
+    video = page.locator("#video")
+    video.evaluate("video => video.readyState || new Promise((done) => (video.onloadedmetadata = done))")
+    duration = video.evaluate("video => video.duration")
+    assert duration == 16
+    for moment in (13.0, 2.0, 15.5):
+        shown = video.evaluate(
+            """(video, moment) => new Promise((done) => {
+                video.onseeked = () => done([video.currentTime, video.seekable.end(0), video.videoWidth]);
+                video.currentTime = moment;
+            })""",
+            moment,
+        )
+        assert shown == [moment, duration, 960]
+    video.evaluate(
+        """(video) => new Promise((done) => {
+            video.ontimeupdate = () => video.currentTime > 0.2 && video.currentTime < 5 && done(true);
+            video.currentTime = 0;
+            video.play();
+        })"""
+    )
+
+
+def test_parts_make_the_whole(page: Page) -> None:
+    page.get_by_role("button", name="Fetch it in 8 parts").click()
+    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
+    expect(page.locator("#lines .part").first).to_contain_text("206 bytes")
+
+
+def test_a_file_goes_up_and_can_be_had_again(page: Page, uploads: Path) -> None:
+    content = random.Random(3).randbytes(3_000_000)
+    page.locator("#chooser").set_input_files(
+        {"name": "größe.bin", "mimeType": "application/octet-stream", "buffer": content}
+    )
+    row = page.locator("#uploads li").first
+    expect(row).to_contain_text("the same SHA-256 here and there")
+    expect(row.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
+    assert (uploads / "größe.bin").read_bytes() == content
+    expect(page.locator("#uploaded")).to_contain_text("größe.bin")
+
+
+def test_a_form_goes_up(page: Page, uploads: Path) -> None:
+    page.locator("#as-form").check()
+    page.locator("#chooser").set_input_files(
+        {"name": "form.txt", "mimeType": "text/plain", "buffer": b"from a form"}
+    )
+    expect(page.locator("#uploads li").first).to_contain_text("stored; SHA-256")
+    assert (uploads / "form.txt").read_bytes() == b"from a form"
+
+
+def test_what_the_server_refuses_is_said(page: Page) -> None:
+    page.locator("#chooser").set_input_files({"name": ".hidden", "mimeType": "text/plain", "buffer": b"x"})
+    expect(page.locator("#uploads li").first).to_contain_text("must not be empty or begin with a dot")
+
+
+def test_an_upload_goes_on_after_a_broken_connection(page: Page, uploads: Path) -> None:
+    content = random.Random(4).randbytes(20_000_000)
+    (uploads.parent / "large.bin").write_bytes(content)
+    # So slow that it is under way for as long as the test likes.
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+
+    def speed(bytes_per_second: int) -> None:
+        limits = {"offline": False, "latency": 0, "downloadThroughput": -1}
+        network.send("Network.emulateNetworkConditions", {**limits, "uploadThroughput": bytes_per_second})
+
+    speed(2_000_000)
+    page.locator("#chooser").set_input_files(uploads.parent / "large.bin")
+    row = page.locator("#uploads li").first
+    bar = row.get_by_role("progressbar")
+    expect(bar).not_to_have_attribute("aria-valuenow", re.compile(r"^[0-5]$"))
+    row.get_by_role("button", name="Break the connection").click()
+    expect(row).to_contain_text("the connection broke")
+    speed(-1)
+    expect(row).to_contain_text("after 1 broken connection; the same SHA-256 here and there")
+    expect(bar).to_have_attribute("aria-valuenow", "100")
+    assert (uploads / "large.bin").read_bytes() == content
+    assert [file.name for file in uploads.glob(".*.part")] == []
+
+
+def test_nothing_is_wider_than_a_narrow_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 780})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
