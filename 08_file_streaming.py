@@ -45,7 +45,7 @@ from werkzeug.http import http_date, parse_accept_header
 
 from ladder import demos, file_scenes
 from ladder.access_log import AccessLog
-from ladder.cli import AddressConfig, DemoOptions, option, parse, whole_number
+from ladder.cli import DemoOptions, ListenConfig, option, parse, whole_number
 from ladder.errors import errors_in_one_line
 from ladder.export import csv_pieces, gzip_pieces
 from ladder.files import FILE_HEADERS, answer_file_errors, not_modified
@@ -61,7 +61,7 @@ from ladder.uploads import BrokenOff, GivenId, KnownId, Transfer, Transfers, ann
 
 
 @dataclass(frozen=True)
-class Config(AddressConfig):
+class Config(ListenConfig):
     videos: str | None = option(None, "folder for /stream-video; default: the bundled clip")
     models: str | None = option(None, "folder for /download/model; default: the bundled weights")
     uploads: str = option("uploads", "folder that uploads are put into")

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test check model figures clip clean
+.PHONY: help demo test check model predictors figures clip clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ figures: .venv/installed  ## Measure every rung (under 40 minutes on two cores),
 
 clip: .venv/installed  ## Make the clip that rung 08 plays (needs Chromium)
 	$(RUN) -m benchmarks.clip
+
+predictors: .venv/installed  ## Train the predictors of rungs 06 and 07 again (a quarter of a minute)
+	$(RUN) -m training.predictors
 
 clean:  ## Remove the environment and every cache
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

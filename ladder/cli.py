@@ -38,21 +38,37 @@ def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], i
 
 
 @dataclass(frozen=True)
-class AddressConfig:
-    """The flags that every server has."""
+class ListenConfig:
+    """The flags that every rung has."""
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(5000, "port to listen on; 0 takes a free one", whole_number(0, 65535))
 
+    def subject(self) -> dict[str, str]:
+        """What a demo's figures are about, besides the rungs."""
+        return {}
+
+    def flags(self) -> list[str]:
+        """The command line that gives a demo's own server the same settings."""
+        own = [
+            (item.name, getattr(self, item.name))
+            for item in fields(self)
+            if item.name not in ("host", "port")
+        ]
+        return [part for name, value in own for part in (f"--{name.replace('_', '-')}", str(value))]
+
 
 @dataclass(frozen=True)
-class ServerConfig(AddressConfig):
-    """The flags of every rung that serves a language model."""
+class ServerConfig(ListenConfig):
+    """The flags of every rung that serves a language model: 01 to 05."""
 
     model: str = option("tiny", "tiny (bundled), a directory, a hub id, or random:SHAPE")
     dtype: str = option("auto", "auto is float32 on a CPU; int8 needs a CPU", choices=("auto", *DTYPES))
     device: str = option("auto", "auto is the GPU if torch finds one", choices=("auto", "cpu", "cuda"))
     threads: int | None = option(None, "torch's threads; default: one for each core", whole_number(1))
+
+    def subject(self) -> dict[str, str]:
+        return {"model": self.model}
 
     def flags(self) -> list[str]:
         """The command line that gives another rung the same model; for a demo's servers."""
@@ -75,6 +91,20 @@ class EngineConfig(ServerConfig):
 
 
 @dataclass(frozen=True)
+class PredictionConfig(ListenConfig):
+    """The flags of the rungs that serve predictors: 06 and 07."""
+
+    models: str = option("bundled", "bundled, or a folder with models and their index.json")
+    max_cached: int = option(4096, "predictions that are kept", whole_number(1))
+    max_queue: int = option(20_000, "rows that may wait; more are refused with 503", whole_number(1))
+    idle_seconds: int = option(600, "a version that nobody asks for is dropped after", whole_number(1))
+    control: str = option("v1", "the version that most users of the experiment get")
+    challenger: str = option("v2", "the version that the others get")
+    split: int = option(50, "percent of the users who get the challenger", whole_number(0, 100))
+    salt: str = option("1", "another one deals the users anew")
+
+
+@dataclass(frozen=True)
 class DemoOptions:
     """How the demo shows what it measured."""
 
@@ -82,7 +112,7 @@ class DemoOptions:
     plot: Path | None
 
 
-C = TypeVar("C", bound=AddressConfig)
+C = TypeVar("C", bound=ListenConfig)
 
 
 class OneLineParser(argparse.ArgumentParser):

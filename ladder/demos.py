@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ladder.cli import AddressConfig, DemoOptions, ServerConfig
+from ladder.cli import DemoOptions, ListenConfig
 from ladder.client import Measurement, clock
 from ladder.launch import running_rungs
 from ladder.machine import command_line, describe_machine
@@ -78,7 +78,7 @@ Draw = Callable[[Path], None]
 class Show:
     """The terminal, or with --json nothing but one object on stdout."""
 
-    def __init__(self, title: str, config: AddressConfig, options: DemoOptions) -> None:
+    def __init__(self, title: str, config: ListenConfig, options: DemoOptions) -> None:
         self.title = title
         self.config = config
         self.options = options
@@ -133,7 +133,7 @@ class Show:
         if self.options.json:
             result = {
                 "demo": self.title,
-                **({"model": self.config.model} if isinstance(self.config, ServerConfig) else {}),
+                **self.config.subject(),
                 "machine": machine,
                 "command": command_line(),
                 "rounds": rounds,
@@ -171,7 +171,9 @@ def formatted(key: str, value: float | None) -> str:
             if value >= 10
             else f"{value:.1f} ms"
         )
-    return f"{value:.0f}"
+    if key.endswith("accuracy"):
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.0f}"
 
 
 class Lane:

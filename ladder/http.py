@@ -101,6 +101,10 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
             return unprocessable([{"type": "json_invalid", "loc": ("body",), "msg": str(error.detail)}])
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        return failure(error)  # and the server logs it
+
 
 def log_failure(error: Exception) -> None:
     """A failure that is news goes to the server's log, with the traceback."""

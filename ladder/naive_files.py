@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from ladder.cli import AddressConfig, option, parse, whole_number
+from ladder.cli import ListenConfig, option, parse, whole_number
 from ladder.errors import errors_in_one_line
 from ladder.files import answer_file_errors
 from ladder.folder import Folder
@@ -22,7 +22,7 @@ BLOCK = 8192
 
 
 @dataclass(frozen=True)
-class Config(AddressConfig):
+class Config(ListenConfig):
     folder: str = option(".", "folder whose files are sent")
     slow_disk_ms: int = option(0, "pretend that each read takes so much longer", whole_number(0))
 

@@ -19,8 +19,9 @@ from flask import Flask
 from rich.console import Console
 from waitress.server import create_server
 
-from ladder.cli import AddressConfig, ServerConfig
+from ladder.cli import ListenConfig, ServerConfig
 from ladder.errors import UserError
+from ladder.websockets import MAX_MESSAGE_BYTES, PING_SECONDS, WebSocketProtocol
 
 if TYPE_CHECKING:
     from ladder.loading import Model
@@ -36,7 +37,7 @@ def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
         return load(config), listener
 
 
-def take_port(config: AddressConfig) -> socket.socket:
+def take_port(config: ListenConfig) -> socket.socket:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     return listen(config.host, config.port)
@@ -99,20 +100,36 @@ class ReadyServer(uvicorn.Server):
         listener: socket.socket,
         stop_engine: Callable[[], None],
         start_engine: Callable[[], Awaitable[None]] | None = None,
+        until_ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ws=WebSocketProtocol,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
+            ws_per_message_deflate=False,  # 64 KB of memory and much time for each, to save a few bytes
         )
         super().__init__(settings)
         self._listener = listener
         self._stop_engine = stop_engine
         self._start_engine = start_engine
+        self._until_ready = until_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._start_engine:
             with leaving_at_once():
                 await self._start_engine()
         await super().startup(sockets)
+        if self._until_ready:
+            try:
+                await self._until_ready()
+            except BaseException:
+                await self.shutdown(sockets)
+                raise
         leave_to_the_collector_only_what_is_new()
         announce(self._listener)
 
@@ -126,8 +143,13 @@ def serve_asgi(
     listener: socket.socket,
     stop_engine: Callable[[], None],
     start_engine: Callable[[], Awaitable[None]] | None = None,
+    until_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> NoReturn:
-    """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
+    """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends.
+
+    `start_engine` comes before the first connection is accepted; `until_ready` after it, so that /health
+    answers meanwhile.
+    """
 
     def stop() -> None:
         # A thread that waits for a disk cannot be interrupted; what still hangs after the grace is cut off.
@@ -136,7 +158,7 @@ def serve_asgi(
         cut_off.start()
         stop_engine()
 
-    ReadyServer(app, listener, stop, start_engine).run(sockets=[listener])
+    ReadyServer(app, listener, stop, start_engine, until_ready).run(sockets=[listener])
     leave()
 
 

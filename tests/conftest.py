@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from hypothesis import settings
 
 from ladder.loading import BUNDLED, Model, load_model
-from tests.support import RUNGS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
+from tests.support import RUNGS, SCRIPTS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
 
 # A test that fails once fails every time, and never because the machine was busy.
 settings.register_profile("ladder", deadline=None, derandomize=True)
@@ -56,9 +56,16 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_endless(tmp_path_factory.mktemp("models") / "endless")
 
 
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> str:
+    """Every numbered script, whatever it serves."""
+    script: str = request.param
+    return script
+
+
 @pytest.fixture(params=RUNGS)
 def rung(request: pytest.FixtureRequest) -> str:
-    """The script of each rung."""
+    """The script of each rung that serves a language model."""
     script: str = request.param
     return script
 

@@ -59,13 +59,11 @@ PROMPTS = [
 T = TypeVar("T")
 
 
-def find_rungs() -> list[str]:
-    """The scripts of every LLM rung that exists, in the order in which they are climbed."""
-    scripts = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*.py"))
-    return [script for script in scripts if script[:2] <= LAST_LLM_RUNG]
+SCRIPTS = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*.py"))
+"""Every rung, in the order in which they are climbed."""
 
-
-RUNGS = find_rungs()
+RUNGS = [script for script in SCRIPTS if script[:2] <= LAST_LLM_RUNG]
+"""Those that serve a language model."""
 STREAMING_RUNGS = [script for script in RUNGS if script[:2] >= "02"]
 
 
@@ -245,7 +243,8 @@ class ServerPool:
 
 def start_rung(script: str, *flags: str) -> RungServer:
     """One thread for torch: many servers share the machine, and the model is small."""
-    process = RungProcess(script, ("--threads", "1", *flags))
+    threads = ("--threads", "1") if script in RUNGS else ()
+    process = RungProcess(script, (*threads, *flags))
     try:
         return RungServer(process.wait_ready(), script, process)
     except BaseException:

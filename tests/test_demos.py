@@ -98,6 +98,26 @@ def test_rung_05_survives_its_engine(figures: dict[str, Any]) -> None:
     assert column["error_after_ms"] < column["ready_after_ms"]
 
 
+def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothing(
+    figures: dict[str, Any],
+) -> None:
+    columns = figures["06_model_versions.py"]["figures"]
+    assert sum(column["users"] for column in columns.values()) == 10_000
+    for column in columns.values():
+        assert column["task_a_row_ms"] > column["one_pass_ms"]
+        assert column["passes_for_64"] < 64
+        assert column["swap_failures"] == 0
+        assert column["swap_requests"] > 0
+    assert columns["v2"]["accuracy"] > columns["v1"]["accuracy"]
+
+
+def test_rung_07_drops_who_never_reads_and_loses_no_event(figures: dict[str, Any]) -> None:
+    columns = figures["07_realtime.py"]["figures"]
+    assert columns["WebSocket"]["evicted"] == 5
+    assert columns["SSE"]["lost"] == 0
+    assert columns["plain HTTP"]["down_bytes"] > columns["WebSocket"]["down_bytes"]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_demo_that_is_ended_ends_its_servers(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "02_async_streaming.py", "--demo"]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ladder.cli import AddressConfig
+from ladder.cli import ListenConfig
 from ladder.launch import ROOT
-from tests.support import RUNGS, import_rung
+from tests.support import SCRIPTS, import_rung
 
 RUNG_NAME = re.compile(r"\d\d_\w+")
 DUPLICATE_LINES = 12
@@ -84,49 +84,49 @@ def definitions(tree: ast.Module) -> list[str]:
 
 
 def test_there_are_rungs() -> None:
-    assert RUNGS[0] == "01_flask_blocking.py"
-    numbers = [int(script[:2]) for script in RUNGS]
-    assert numbers == list(range(1, len(RUNGS) + 1))
+    assert SCRIPTS[0] == "01_flask_blocking.py"
+    numbers = [int(script[:2]) for script in SCRIPTS]
+    assert numbers == list(range(1, len(SCRIPTS) + 1))
 
 
-def test_a_rung_can_be_read_in_one_sitting(rung: str) -> None:
-    assert 120 <= len((ROOT / rung).read_text().splitlines()) <= 300
+def test_a_rung_can_be_read_in_one_sitting(script: str) -> None:
+    assert 120 <= len((ROOT / script).read_text().splitlines()) <= 300
 
 
-def test_every_rung_reads_in_the_same_order(rung: str) -> None:
-    tree = parsed(ROOT / rung)
+def test_every_rung_reads_in_the_same_order(script: str) -> None:
+    tree = parsed(ROOT / script)
     names = definitions(tree)
     assert [name for name in names if name in ORDER] == ORDER
     assert names[-1] == "main"
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    main()"
 
 
-def test_the_docstring_teaches(rung: str) -> None:
+def test_the_docstring_teaches(script: str) -> None:
     """Its number and idea, a drawing, how to run it, and what is still wrong."""
-    doc = import_rung(rung).__doc__ or ""
+    doc = import_rung(script).__doc__ or ""
     lines = doc.splitlines()
-    assert re.fullmatch(rf"Rung {rung[:2]}: .+\.", lines[0])
+    assert re.fullmatch(rf"Rung {script[:2]}: .+\.", lines[0])
     assert any(re.match(r" {4}.*[│─▶┌└]", line) for line in lines)
-    assert f"    python {rung} --demo" in lines
-    assert f"    python {rung}" in lines
+    assert f"    python {script} --demo" in lines
+    assert f"    python {script}" in lines
     assert re.search(r"^What is (still )?wrong", doc, re.MULTILINE)
-    if rung != RUNGS[0]:
-        previous = f"{int(rung[:2]) - 1:02}"
+    if script != SCRIPTS[0]:
+        previous = f"{int(script[:2]) - 1:02}"
         assert re.search(rf"Rung {previous}\b", doc), "it begins with the failure of the rung before"
 
 
-def test_the_configuration_is_one_frozen_dataclass_of_flags(rung: str) -> None:
-    config = import_rung(rung).Config
-    assert issubclass(config, AddressConfig)
+def test_the_configuration_is_one_frozen_dataclass_of_flags(script: str) -> None:
+    config = import_rung(script).Config
+    assert issubclass(config, ListenConfig)
     for field in dataclasses.fields(config):
         assert field.metadata["help"], "every field is a flag, with a line that explains it"
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config(), field.name, None)
 
 
-def test_nothing_runs_at_import(rung: str) -> None:
+def test_nothing_runs_at_import(script: str) -> None:
     """At the top level stand definitions and plain assignments: no loop, no condition but the last."""
-    *body, _ = parsed(ROOT / rung).body
+    *body, _ = parsed(ROOT / script).body
     allowed = (
         ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef,
         ast.Assign, ast.AnnAssign,
@@ -173,8 +173,8 @@ def tampering(tree: ast.Module) -> list[str]:
     return found
 
 
-def test_no_rung_changes_a_part_of_another(rung: str) -> None:
-    assert tampering(parsed(ROOT / rung)) == []
+def test_no_rung_changes_a_part_of_another(script: str) -> None:
+    assert tampering(parsed(ROOT / script)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,297 @@
+"""Rung 06: any model, in several versions, changed while it serves.
+
+Rung 05 serves the one model that it was started with: a better one means a restart, with every request in
+flight lost, and nobody can say whether it is better. Here models are entries in a registry:
+
+- A request names a version, or `latest`, or takes the default. The name is resolved once, at the start, and
+  the request keeps what it got: loading, unloading and swapping change only what later requests get.
+- These models answer in a single pass, not in hundreds of steps. A thousand rows are one pass, rows that
+  arrive together share one (as in rung 03), and equal rows are computed once and kept in a cache.
+- An A/B experiment gives each user a version by a hash of the name: the same one after a restart, in every
+  process. Labels that are sent back say which version is right more often.
+
+    PUT /models/digits/default             v1 ──────▶│ v2 ────────────────────────▶
+    request 1      resolved: v1 ├── answered by v1 ──┼──▶│
+    request 2                                        │ resolved: v2 ├── by v2 ──▶│
+                                             swap ───┘
+
+    python 06_model_versions.py --demo
+    python 06_model_versions.py
+    curl localhost:5000/models
+
+What is still wrong: a client speaks first, every time, and pays for a request each time. It cannot be told
+that something has happened, nor show a drawing while it is being drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import psutil
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+
+from ladder import demos, import_rung
+from ladder import prediction_scenes as scenes
+from ladder import predictions as wire
+from ladder.cli import DemoOptions, PredictionConfig, parse
+from ladder.coalescing import Coalescer
+from ladder.engine import ServerStopping, Unavailable
+from ladder.errors import errors_in_one_line
+from ladder.experiment import Books, ExperimentReport
+from ladder.http import EventStream, answer_errors_in_our_shape
+from ladder.pages import Rung, add_page, describe
+from ladder.predictor import Outcome, Predictor, Rows
+from ladder.registry import Registry, add_registry
+from ladder.schema import MAX_BODY_BYTES
+from ladder.server import serve_asgi, take_port
+
+rung_02 = import_rung("02_async_streaming")
+
+MAIN = "digits"
+"""The model of the paths that name none."""
+
+
+@dataclass(frozen=True)
+class Config(PredictionConfig):
+    """Nothing but the flags that the predicting rungs share."""
+
+
+RUNG = describe(__file__, __doc__)
+
+
+class Lease(NamedTuple):
+    """A version that stays the same until its request is answered, whatever the registry does."""
+
+    model: str
+    version_requested: str
+    model_version: str
+    predictor: Predictor
+
+    def names(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in self._fields[:-1]}
+
+
+class Cache:
+    """The latest predictions. Who asks for one that is being computed waits for it: it is computed once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.entries: OrderedDict[object, asyncio.Future[Outcome]] = OrderedDict()
+        self.hits = self.misses = 0
+
+    async def get(self, key: object, compute: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
+        if (entry := self.entries.get(key)) is not None:
+            self.hits += 1
+            self.entries.move_to_end(key)
+        else:
+            self.misses += 1
+            entry = self.entries[key] = asyncio.create_task(compute())
+            entry.add_done_callback(lambda done: self.forget_failure(key, done))
+            if len(self.entries) > self.size:
+                self.entries.popitem(last=False)
+        return await asyncio.shield(entry)  # who leaves takes it from nobody else
+
+    def forget_failure(self, key: object, entry: asyncio.Future[Outcome]) -> None:
+        if (entry.cancelled() or entry.exception()) and self.entries.get(key) is entry:
+            del self.entries[key]
+
+    def info(self) -> wire.CacheInfo:
+        rate = self.hits / max(1, self.hits + self.misses)
+        return wire.CacheInfo(size=len(self.entries), hits=self.hits, misses=self.misses, hit_rate=rate)
+
+
+def arm_of(user_id: str, config: Config) -> str:
+    """Python's own `hash` of a string is another one in every process; SHA-256 is not."""
+    digest = hashlib.sha256(f"{config.salt}:{user_id}".encode()).digest()
+    share = int.from_bytes(digest[:8]) / 2**64
+    return config.challenger if 100 * share < config.split else config.control
+
+
+class Engine:
+    """Answers with the models of a registry. Only its worker thread runs them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.registry = Registry(config.models)
+        self.registry.must_have(MAIN, config.control, config.challenger)
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.coalescer = Coalescer(self.run, wire.MOST_ROWS, config.max_queue)
+        self.cache = Cache(config.max_cached)
+        self.books = Books(config.control, config.challenger)
+        self.calls = self.rows = 0
+        self.stopping = False
+
+    @asynccontextmanager
+    async def using(self, name: str, requested: str) -> AsyncIterator[Lease]:
+        """Look a version up once. It may be swapped or unloaded meanwhile: we hold on to it."""
+        if not self.registry.loaded:
+            raise Unavailable("the models are being loaded; send the request again in a while")
+        number, version = self.registry.find(name, requested)
+        version.in_flight += 1
+        try:
+            yield Lease(name, requested, number, await version.in_memory())
+        finally:
+            version.in_flight -= 1
+            version.last_used = time.monotonic()
+
+    async def run(self, predictor: Predictor, rows: Rows) -> list[Outcome]:
+        """One pass, in the worker: the event loop goes on meanwhile."""
+        self.calls += 1
+        self.rows += len(rows)
+        return await asyncio.get_running_loop().run_in_executor(self.worker, predictor.predict, rows)
+
+    async def predict(self, lease: Lease, features: Sequence[float]) -> Outcome:
+        """One row: from the cache, or together with whatever else waits for this version."""
+        rows = wire.to_rows(lease.predictor, [features], "features")
+
+        async def compute() -> Outcome:
+            return (await self.coalescer.predict(lease.predictor, rows))[0]
+
+        # Not under "latest", which is another version tomorrow.
+        return await self.cache.get((lease.model, lease.model_version, rows.tobytes()), compute)
+
+    async def events(self, work: tuple[Lease, Rows]) -> AsyncGenerator[wire.RowEvent]:
+        """One row after the other; whoever has left gets no further one computed."""
+        leased, rows = work
+        for index in range(len(rows)):
+            if self.stopping:
+                raise ServerStopping
+            (outcome,) = await self.run(leased.predictor, rows[index : index + 1])
+            yield wire.RowEvent(index=index, prediction=outcome.prediction)
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def health(self, rung: str) -> wire.PredictionHealth:
+        return wire.PredictionHealth(
+            rung=rung,
+            model=", ".join(self.registry.in_memory()),
+            running=self.registry.in_flight(),
+            waiting=self.coalescer.waiting,
+            calls=self.calls,
+            rows=self.rows,
+            cache=self.cache.info(),
+            rss_bytes=psutil.Process().memory_info().rss,
+            pid=os.getpid(),
+        )
+
+
+async def lease(request: Request, version: Annotated[wire.Wish, Query()] = "default") -> AsyncIterator[Lease]:
+    """What a handler that wants a model depends on. It is given back when the response is over."""
+    engine: Engine = request.app.state.engine
+    async with engine.using(request.path_params.get("name", MAIN), version) as lease:
+        yield lease
+
+
+Leased = Annotated[Lease, Depends(lease)]
+
+
+def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
+    """The web side. Rung 07 adds to it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        """Load in the background: until that is done the server is alive, but not ready."""
+        async with engine.registry.alive(engine.config.idle_seconds):
+            yield
+
+    app = FastAPI(title=rung.title, lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
+    app.state.engine = engine
+    answer_errors_in_our_shape(app)
+    add_page(app, rung, "page_models", *pages)
+    add_registry(app, engine.registry)
+
+    @app.post("/predict")
+    @app.post("/models/{name}/predict")
+    async def predict(body: wire.PredictionInput, leased: Leased) -> wire.Prediction:
+        """One row; `version` is v1, v2, ..., latest or default."""
+        outcome = await engine.predict(leased, body.features)
+        return wire.Prediction(prediction=outcome.prediction, confidence=outcome.confidence, **leased.names())
+
+    @app.post("/predict/batch")
+    async def predict_batch(body: wire.BatchInput, leased: Leased) -> wire.Batch:
+        """Up to 1000 rows, in one pass of their own."""
+        rows = wire.to_rows(leased.predictor, body.instances, "instances")
+        return wire.to_batch(await engine.run(leased.predictor, rows), **leased.names())
+
+    @app.post("/predict/batch/async")
+    async def predict_batch_async(body: wire.BatchInput, leased: Leased) -> wire.Batch:
+        """The same, in passes that are shared with others who come meanwhile: rung 03's idea."""
+        rows = wire.to_rows(leased.predictor, body.instances, "instances")
+        return wire.to_batch(await engine.coalescer.predict(leased.predictor, rows), **leased.names())
+
+    @app.post("/predict/stream")
+    async def predict_stream(body: wire.BatchInput, leased: Leased) -> EventStream:
+        """Each row's index and prediction as soon as it is done. All are checked before the first is sent."""
+        rows = wire.to_rows(leased.predictor, body.instances, "instances")
+        return EventStream(rung_02.stream(engine, (leased, rows)), over=lambda: None)
+
+    @app.post("/predict/ab-test")
+    async def predict_ab_test(body: wire.PredictionInput, user_id: wire.UserId) -> wire.ExperimentPrediction:
+        """The version is the user's own, always the same one."""
+        started = time.perf_counter()
+        async with engine.using(MAIN, arm_of(user_id, engine.config)) as leased:
+            outcome = await engine.predict(leased, body.features)
+        number = engine.books.enter(leased.model_version, outcome.prediction, time.perf_counter() - started)
+        return wire.ExperimentPrediction(
+            prediction=outcome.prediction,
+            confidence=outcome.confidence,
+            user_id=user_id,
+            prediction_id=number,
+            **leased.names(),
+        )
+
+    @app.post("/feedback", status_code=204)
+    async def feedback(body: wire.Feedback) -> None:
+        """What a prediction of the experiment should have been."""
+        if not engine.books.label(body.prediction_id, body.label):
+            raise HTTPException(404, "no prediction of that id waits for its label")
+
+    @app.get("/ab-test")
+    async def experiment() -> ExperimentReport:
+        """How the two versions of the experiment have done so far."""
+        return engine.books.report(MAIN, engine.config.split)
+
+    @app.get("/health")
+    async def health() -> wire.PredictionHealth:
+        """Alive, and how busy."""
+        return engine.health(rung.number)
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, str]:
+        """Whether a prediction would be answered now: a load balancer should ask this, not /health."""
+        response.status_code = 200 if engine.registry.loaded else 503
+        return {"status": "ready" if engine.registry.loaded else "loading"}
+
+    return app
+
+
+def demo(config: Config, options: DemoOptions) -> None:
+    """Both versions side by side: what they know and cost, and what a change between them does."""
+    show = demos.Show("Rung 06: any model, in several versions, changed while it serves", config, options)
+    users = Counter(arm_of(f"user-{number}", config) for number in range(10_000))
+    with show.starting(("06_model_versions.py", config.flags())) as (url,):
+        asyncio.run(scenes.show_versions(show, url, users))
+
+
+def main() -> None:
+    config, options = parse(Config, __doc__)
+    with errors_in_one_line("06_model_versions.py"):
+        if options:
+            demo(config, options)
+        else:
+            engine, listener = Engine(config), take_port(config)
+            serve_asgi(create_app(engine), listener, engine.stop, until_ready=engine.registry.until_loaded)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Rung 07: server and client speak whenever they have something to say.
+
+Rung 06 answers, and only that: a client must ask to learn anything, again and again, and each question is
+a whole request. Three ways of staying connected mend that, and each has a price that a server must pay
+attention to:
+
+- A WebSocket carries messages both ways. Each connection has a queue of its own, which is bounded, and a
+  task that empties it: a client that does not read fills its queue and is dropped, and nobody waits for it.
+- Server-sent events go one way, over plain HTTP. Each has a number. A client that was cut off names the last
+  one it has seen, and gets exactly those that it has missed.
+- Work that takes long says how it is going, and ends when nobody listens: a training run streams its loss,
+  and its model is the next version in rung 06's registry.
+
+    a drawing ─── message ──▶ predict ─┬─▶ queue ─▶ task ─▶ reads
+                                       ├─▶ queue ─▶ task ─▶ reads
+                                       └─▶ FULL             does not read: evicted
+
+    python 07_realtime.py --demo
+    python 07_realtime.py
+    curl -N localhost:5000/stream/events
+
+What is still wrong: everything that is sent fits into one message. A video, a model file or a year of logs
+does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ladder import demos, import_rung, realtime_scenes
+from ladder import predictions as wire
+from ladder.cli import DemoOptions, PredictionConfig, option, parse, whole_number
+from ladder.errors import errors_in_one_line
+from ladder.http import EventStream, log_failure
+from ladder.metrics import Meter, Metered
+from ladder.pages import describe
+from ladder.registry import Registry
+from ladder.server import serve_asgi, take_port
+from ladder.sse import format_event
+from ladder.trainer import Trainer
+from ladder.websockets import same_origin
+
+rung_06 = import_rung("06_model_versions")
+
+
+@dataclass(frozen=True)
+class Config(PredictionConfig):
+    max_connections: int = option(500, "WebSockets at the same time; more are refused", whole_number(1))
+    max_unsent: int = option(64, "messages that wait for a client; with more it is dropped", whole_number(1))
+    history: int = option(1000, "events that are kept for clients that come back", whole_number(1))
+    max_trained: int = option(4, "trained versions that are kept; the oldest goes", whole_number(1))
+    origins: str = option("", "further origins whose pages may connect, with commas between them")
+
+    def allows(self, connection: Request | WebSocket) -> bool:
+        return same_origin(connection, self.origins.split(",") if self.origins else [])
+
+
+class Connection:
+    """One WebSocket: what is still to be sent to its client, and the two tasks that read and write."""
+
+    def __init__(self, socket: WebSocket, max_unsent: int, take: Take) -> None:
+        self.socket = socket
+        self.unsent: asyncio.Queue[str] = asyncio.Queue(max_unsent)
+        self.tasks = [asyncio.create_task(self.read(take)), asyncio.create_task(self.write())]
+
+    async def read(self, take: Take) -> None:
+        while (message := await self.socket.receive())["type"] == "websocket.receive":
+            await take(self, message.get("text"))
+
+    async def write(self) -> None:
+        while True:  # waits here for as long as the client does not read
+            await self.socket.send_text(await self.unsent.get())
+
+    async def ended(self) -> None:
+        """Whatever ends one of the two, an error too, ends both."""
+        try:
+            await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.end()
+            for error in await asyncio.gather(*self.tasks, return_exceptions=True):
+                if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect):
+                    log_failure(error)
+
+    def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+
+Take = Callable[[Connection, str | None], Awaitable[None]]
+"""What is done with a client's message; None stands for one that is no text."""
+
+
+class Manager:
+    """All connections of one kind."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.connections: set[Connection] = set()
+        self.evicted = 0
+
+    async def serve(self, socket: WebSocket, take: Take) -> None:
+        if not self.config.allows(socket):
+            await socket.send_denial_response(Response("this origin may not connect", 403))
+        elif len(self.connections) >= self.config.max_connections:
+            await socket.send_denial_response(Response("too many connections", 503, {"Retry-After": "1"}))
+        else:
+            await socket.accept()
+            connection = Connection(socket, self.config.max_unsent, take)
+            self.connections.add(connection)
+            try:
+                await connection.ended()
+            finally:
+                self.connections.discard(connection)
+
+    def broadcast(self, text: str) -> None:
+        """Waits for nobody: it only fills the queues, and drops those whose queue is full."""
+        for connection in self.connections.copy():
+            try:
+                connection.unsent.put_nowait(text)
+            except asyncio.QueueFull:
+                self.evicted += 1
+                self.connections.discard(connection)
+                connection.end()
+
+
+class EventLog:
+    """The latest events, numbered; a client that comes back gets those that it has missed."""
+
+    def __init__(self, size: int) -> None:
+        self.run = secrets.token_hex(4)  # numbers begin anew when the server does
+        self.last = 0
+        self.kept: deque[bytes] = deque(maxlen=size)
+        self.news = asyncio.Event()
+        self.closed = False
+
+    def append(self, name: str, data: dict[str, Any]) -> None:
+        self.last += 1
+        self.kept.append(format_event(data, name, self.id(self.last)))
+        self.wake()
+
+    def wake(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def close(self) -> None:
+        self.closed = True
+        self.wake()
+
+    def id(self, number: int) -> str:
+        return f"{self.run}-{number}"
+
+    async def follow(self, last_seen: str | None) -> AsyncGenerator[bytes]:
+        """Everything after the last event that the client has seen; without one, everything from now on."""
+        run, _, number = (last_seen or self.id(self.last)).rpartition("-")
+        known = run == self.run and number.isdecimal() and int(number) <= self.last
+        place = int(number) if known else 0
+        # The number comes first, alone: who is cut off before the first event can come back all the same.
+        yield f"retry: 1000\nid: {self.id(place)}\n\n".encode()
+        if not known:
+            yield format_event({"missed": None}, "gap", self.id(place))
+        while not self.closed:
+            while place < self.last:
+                oldest = self.last - len(self.kept) + 1
+                if place < oldest - 1:
+                    yield format_event({"missed": oldest - 1 - place}, "gap", self.id(oldest - 1))
+                    place = oldest - 1
+                else:
+                    place += 1
+                    yield self.kept[place - oldest]
+            await self.news.wait()
+
+
+class Engine:
+    """Rung 06's engine, unchanged, and all that is connected to it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.predicting = rung_06.Engine(config)
+        self.registry: Registry = self.predicting.registry
+        self.trainer = Trainer(self.registry, rung_06.MAIN, config.max_trained)
+        self.log = EventLog(config.history)
+        self.registry.watchers.append(lambda what, version: self.log.append(what, {"version": version}))
+        self.managers = {path: Manager(config) for path in ("predict", "predictions", "monitor")}
+        self.meter = Meter()
+
+    async def answer(self, text: str | None) -> tuple[bool, str]:
+        """A prediction; or what is wrong with the message, which is no reason to hang up."""
+        started = time.monotonic()
+        try:
+            question = wire.Question.model_validate_json(text or "")
+            async with self.predicting.using(question.model, question.version) as leased:
+                outcome = await self.predicting.predict(leased, question.features)
+            return True, wire.to_reply(question, outcome, leased.names())
+        except Exception as error:
+            return False, wire.error_reply(error)
+        finally:
+            self.meter.note(time.monotonic() - started)
+
+    async def reply(self, connection: Connection, text: str | None) -> None:
+        """To the one who asked. Who does not read the answers is not read either: only that client waits."""
+        _, answer = await self.answer(text)
+        await connection.unsent.put(answer)
+
+    async def publish(self, connection: Connection, text: str | None) -> None:
+        """A prediction to everybody, an error only to the one who made it."""
+        good, answer = await self.answer(text)
+        if good:
+            self.managers["predictions"].broadcast(answer)
+        else:
+            await connection.unsent.put(answer)
+
+    async def watch(self) -> None:
+        """Measured once a second, for all monitors."""
+        while True:
+            await asyncio.sleep(1)
+            figures = self.meter.figures(
+                active_models=self.registry.in_memory(),
+                connections={name: len(manager.connections) for name, manager in self.managers.items()},
+                evicted=sum(manager.evicted for manager in self.managers.values()),
+            )
+            self.managers["monitor"].broadcast(figures.model_dump_json())
+
+    def stop(self) -> None:
+        self.predicting.stop()
+        self.trainer.stop()
+        self.log.close()
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """Rung 06's web side, and the paths of those who stay."""
+    rung = describe(__file__, __doc__)
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[None]:
+        watching = asyncio.create_task(engine.watch())
+        yield
+        watching.cancel()
+
+    router = APIRouter(lifespan=lifespan)
+
+    @router.websocket("/ws/predict")
+    async def predict(socket: WebSocket) -> None:
+        await engine.managers["predict"].serve(socket, engine.reply)
+
+    @router.websocket("/ws/predictions")
+    async def predictions(socket: WebSocket) -> None:
+        await engine.managers["predictions"].serve(socket, engine.publish)
+
+    @router.websocket("/ws/monitor")
+    async def monitor(socket: WebSocket) -> None:
+        await engine.managers["monitor"].serve(socket, engine.reply)
+
+    @router.get("/stream/events")
+    async def events(last_event_id: Annotated[str | None, Header(max_length=100)] = None) -> EventStream:
+        """What happens to the models, numbered, without end; a browser resumes it by itself."""
+        return EventStream(engine.log.follow(last_event_id), over=lambda: None)
+
+    @router.post("/train/stream")
+    async def train(request: Request, epochs: Annotated[int, Query(ge=1, le=200)] = 20) -> EventStream:
+        """Train a further version of the digits. It ends when it is done, or when the client leaves."""
+        if not engine.config.allows(request):
+            raise HTTPException(403, "this origin may not train")
+        return engine.trainer.stream(epochs)
+
+    app: FastAPI = rung_06.create_app(engine.predicting, rung, "page_realtime")
+    app.include_router(router)
+    app.add_middleware(Metered, meter=engine.meter)
+    return app
+
+
+def demo(config: Config, options: DemoOptions) -> None:
+    """The same predictions by plain HTTP, as server-sent events and over a WebSocket; then a crowd."""
+    show = demos.Show("Rung 07: server and client speak whenever they have something to say", config, options)
+    with show.starting(("07_realtime.py", config.flags())) as (url,):
+        asyncio.run(realtime_scenes.show_transports(show, url))
+
+
+def main() -> None:
+    config, options = parse(Config, __doc__)
+    with errors_in_one_line("07_realtime.py"):
+        if options:
+            demo(config, options)
+        else:
+            engine, listener = Engine(config), take_port(config)
+            serve_asgi(create_app(engine), listener, engine.stop, until_ready=engine.registry.until_loaded)
+
+
+if __name__ == "__main__":
+    main()

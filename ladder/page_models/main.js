@@ -1,0 +1,186 @@
+/** Rung 06's page: one drawing, every version's reading of it, and the versions themselves. */
+
+import { setText } from "./dom.js";
+import { count, duration } from "./format.js";
+import { begin, beginPad, element, make, makeCard } from "./shell.js";
+
+/** @type {Map<string, ReturnType<typeof makeCard>>} */
+const cards = new Map();
+/** @type {number[] | null} */ let drawn = null;
+/** @type {string | null} */ let prediction = null;
+let latest = 0;
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {object} [body]
+ */
+async function ask(method, path, body) {
+  const headers = { "content-type": "application/json" };
+  const response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+  if (response.status === 204) return null;
+  const answer = await response.json();
+  if (response.ok) return answer;
+  throw new Error(answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : answer.detail[0].msg));
+}
+
+/** @param {number[]} features */
+async function predict(features) {
+  drawn = features;
+  const mine = ++latest;
+  /** @type {HTMLButtonElement} */ (element("take-part")).disabled = false;
+  await Promise.all(
+    [...cards].map(async ([version, card]) => {
+      const started = performance.now();
+      try {
+        const answer = await ask("POST", `/predict?version=${version}`, { features });
+        if (mine === latest) card.show(answer, performance.now() - started);
+      } catch (error) {
+        if (mine === latest) card.say(String(/** @type {Error} */ (error).message));
+      }
+    }),
+  );
+}
+
+/** While one drawing is being read the next ones replace each other: only the newest is asked for. */
+let busy = false;
+/** @type {number[] | null} */ let next = null;
+
+/** @param {number[]} features */
+async function draw(features) {
+  next = [...features];
+  if (busy) return;
+  busy = true;
+  while (next) {
+    const now = next;
+    next = null;
+    await predict(now);
+  }
+  busy = false;
+}
+
+async function showModels() {
+  let models;
+  try {
+    models = await ask("GET", "/models");
+  } catch {
+    return;
+  }
+  const rows = [];
+  for (const [name, model] of Object.entries(models)) {
+    for (const [version, info] of Object.entries(/** @type {any} */ (model).versions)) {
+      if (name === "digits" && !cards.has(version)) addCard(version, /** @type {any} */ (info).about);
+      rows.push(versionRow(name, model, version, info));
+    }
+  }
+  const focused = document.activeElement?.getAttribute("aria-label");
+  element("versions").replaceChildren(...rows);
+  if (focused) [...element("versions").querySelectorAll("button")].find((button) => button.ariaLabel === focused)?.focus();
+}
+
+/** @param {string} version @param {string} about */
+function addCard(version, about) {
+  const card = makeCard(version, about);
+  cards.set(version, card);
+  element("cards").append(card.card);
+}
+
+/** @param {number} bytes */
+function size(bytes) {
+  return bytes < 1024 ? `${bytes} B` : `${count(bytes / 1024)} KiB`;
+}
+
+/**
+ * @param {string} name
+ * @param {any} model
+ * @param {string} version
+ * @param {any} info
+ */
+function versionRow(name, model, version, info) {
+  const isDefault = model.default === version;
+  const score = model.task === "classification" ? `${(100 * info.held_out).toFixed(1)} %` : `R² ${info.held_out.toFixed(2)}`;
+  const buttons = make("td", { className: "buttons" });
+  const path = `/models/${name}/versions/${version}`;
+  if (info.state === "unloaded") buttons.append(action("Load", `Load ${name} ${version}`, () => ask("PUT", path)));
+  else if (!isDefault) {
+    buttons.append(
+      action("Make default", `Make ${name} ${version} the default`, () => ask("PUT", `/models/${name}/default`, { version })),
+      action("Unload", `Unload ${name} ${version}`, () => ask("DELETE", path)),
+    );
+  }
+  const head = make("th", { scope: "row", textContent: `${name} ${version}` });
+  const row = make("tr", {}, head);
+  for (const text of [isDefault ? "default" : "", info.state, score, info.bytes ? size(info.bytes) : "–", count(info.in_flight)]) {
+    row.append(make("td", { textContent: text }));
+  }
+  row.append(buttons);
+  row.dataset.version = `${name} ${version}`;
+  return row;
+}
+
+/** @param {string} text @param {string} label @param {() => Promise<unknown>} work */
+function action(text, label, work) {
+  const button = make("button", { type: "button", textContent: text });
+  button.ariaLabel = label;
+  button.addEventListener("click", async () => {
+    try {
+      await work();
+      setText(element("status"), `${label}: done.`);
+    } catch (error) {
+      setText(element("status"), `${label}: ${/** @type {Error} */ (error).message}`);
+    }
+    await showModels();
+    if (drawn) await predict(drawn);
+  });
+  return button;
+}
+
+element("experiment").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const user = /** @type {HTMLInputElement} */ (element("user")).value;
+  const answer = await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features: drawn });
+  prediction = answer.prediction_id;
+  setText(element("arm"), `${answer.model_version} answers ${user}, as it always will: ${answer.prediction}. Which digit is it?`);
+  element("labels").hidden = false;
+  await showReport();
+});
+
+for (let digit = 0; digit < 10; digit++) {
+  const button = make("button", { type: "button", textContent: String(digit) });
+  button.ariaLabel = `It is a ${digit}`;
+  button.addEventListener("click", async () => {
+    await ask("POST", "/feedback", { prediction_id: prediction, label: digit });
+    element("labels").hidden = true;
+    setText(element("arm"), "Thank you. The report has it.");
+    await showReport();
+  });
+  element("labels").append(button);
+}
+
+async function showReport() {
+  const report = await ask("GET", "/ab-test");
+  const rows = Object.entries(report.arms).map(([version, /** @type {any} */ arm]) => {
+    const cells = [count(arm.requests), count(arm.labelled), arm.accuracy === null ? "–" : `${(100 * arm.accuracy).toFixed(1)} %`, arm.latency_median_ms === null ? "–" : duration(arm.latency_median_ms)];
+    return make("tr", {}, make("th", { scope: "row", textContent: version }), ...cells.map((textContent) => make("td", { textContent })));
+  });
+  element("report").replaceChildren(...rows);
+}
+
+begin((health) => {
+  for (const [name, text] of Object.entries({
+    running: count(health.running),
+    calls: count(health.calls),
+    rows: count(health.rows),
+    "hit-rate": `${(100 * health.cache.hit_rate).toFixed(0)} % of ${count(health.cache.hits + health.cache.misses)}`,
+    memory: `${count(health.rss_bytes / 2 ** 20)} MiB`,
+  })) setText(element(name), text);
+}, showModels);
+beginPad(draw, () => {
+  drawn = null;
+  latest += 1;
+  for (const card of cards.values()) card.say("nothing drawn yet");
+  /** @type {HTMLButtonElement} */ (element("take-part")).disabled = true;
+});
+showModels();
+showReport();
+setInterval(showModels, 2000);

@@ -1,0 +1,267 @@
+/** Rung 07's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
+
+import { colour, Sheet } from "./canvas.js";
+import { setText } from "./dom.js";
+import { count, duration, median, several } from "./format.js";
+import { begin, beginPad, element, make, makeCard } from "./shell.js";
+import { readEvents } from "./sse.js";
+import { SAMPLES } from "./samples.js";
+import { Socket } from "./socket.js";
+
+/** @type {Map<string, ReturnType<typeof makeCard>>} */
+const cards = new Map();
+/** @type {Map<string, number>} */ const asked = new Map(); // when, by version: its question is under way
+/** @type {number[] | null} */ let drawn = null;
+/** @type {number[] | null} */ let sent = null;
+
+/* Reading while drawing: at most one question a version is under way, and the next is about the newest drawing. */
+
+const asking = new Socket("/ws/predict", (answer) => {
+  if (answer.error) {
+    asked.clear();
+    setText(element("status"), answer.error.message);
+    showVersions();
+    return;
+  }
+  const started = asked.get(answer.id);
+  asked.delete(answer.id);
+  if (drawn && started !== undefined) cards.get(answer.id)?.show(answer, performance.now() - started);
+  if (asked.size === 0 && drawn !== sent) ask();
+}, () => {
+  asked.clear();
+  if (drawn) ask();
+});
+
+function ask() {
+  if (!drawn || asked.size || !asking.open) return;
+  sent = drawn;
+  for (const version of cards.keys()) {
+    asked.set(version, performance.now());
+    asking.send({ id: version, version, features: drawn, probabilities: true });
+  }
+}
+
+async function showVersions() {
+  let models;
+  try {
+    models = await (await fetch("/models")).json();
+  } catch {
+    return; // the heartbeat says so
+  }
+  for (const [version, info] of Object.entries(models.digits.versions)) {
+    const about = /** @type {any} */ (info);
+    if (about.state === "unloaded") remove(version);
+    else if (!cards.has(version)) {
+      const card = makeCard(version, about.about);
+      cards.set(version, card);
+      element("cards").append(card.card);
+    }
+  }
+  for (const version of cards.keys()) if (!models.digits.versions[version]) remove(version);
+  sent = null;
+  ask();
+}
+
+/** @param {string} version */
+function remove(version) {
+  cards.get(version)?.card.remove();
+  cards.delete(version);
+}
+
+/* The monitor. */
+
+new Socket("/ws/monitor", (figures) => {
+  const latency = (/** @type {number | null} */ value) => (value === null ? "–" : duration(value));
+  for (const [name, text] of Object.entries({
+    rate: figures.requests_per_second.toFixed(1),
+    p50: latency(figures.latency_p50_ms),
+    p99: latency(figures.latency_p99_ms),
+    cpu: `${figures.cpu_percent.toFixed(0)} %`,
+    memory: `${count(figures.rss_bytes / 2 ** 20)} MiB`,
+    connections: count(Object.values(figures.connections).reduce((sum, one) => sum + one, 0)),
+  })) setText(element(name), text);
+});
+
+/* Training. */
+
+/** @typedef {{epoch: number, epochs: number, loss: number, accuracy: number}} Epoch */
+
+const curve = new Sheet(element("curve"));
+/** @type {Epoch[]} */ let epochs = [];
+/** @type {AbortController | null} */ let training = null;
+curve.resized = drawCurve;
+
+function drawCurve() {
+  const context = curve.clear();
+  const { width, height } = curve;
+  if (!epochs.length) return;
+  const right = width - 48;
+  const x = (/** @type {Epoch} */ one) => 6 + ((right - 12) * (one.epoch - 1)) / Math.max(1, one.epochs - 1);
+  const highest = Math.max(...epochs.map((one) => one.loss));
+  const lines = [
+    { style: colour("first"), value: (/** @type {Epoch} */ one) => one.loss / highest, text: (/** @type {Epoch} */ one) => one.loss.toFixed(3) },
+    { style: colour("token"), value: (/** @type {Epoch} */ one) => one.accuracy, text: (/** @type {Epoch} */ one) => `${(100 * one.accuracy).toFixed(1)} %` },
+  ];
+  for (const { style, value, text } of lines) {
+    const y = (/** @type {Epoch} */ one) => height - 8 - (height - 20) * value(one);
+    context.strokeStyle = context.fillStyle = style;
+    context.lineWidth = 2;
+    context.beginPath();
+    for (const one of epochs) context.lineTo(x(one), y(one));
+    context.stroke();
+    const last = epochs[epochs.length - 1];
+    context.beginPath();
+    context.arc(x(last), y(last), 3, 0, 7);
+    context.fill();
+    context.font = `600 12px ${getComputedStyle(context.canvas).fontFamily}`;
+    context.textBaseline = "middle";
+    context.fillText(text(last), x(last) + 6, y(last));
+  }
+}
+
+element("training").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const wanted = /** @type {HTMLInputElement} */ (element("epochs")).value;
+  training = new AbortController();
+  epochs = [];
+  showButtons();
+  try {
+    const response = await fetch(`/train/stream?epochs=${wanted}`, { method: "POST", signal: training.signal });
+    if (!response.ok || !response.body) throw new Error((await response.json()).error?.message ?? `status ${response.status}`);
+    for await (const events of readEvents(response.body)) for (const one of events) takeTraining(one);
+  } catch (error) {
+    const left = /** @type {Error} */ (error).name === "AbortError";
+    setText(element("progress"), left ? `stopped after ${several(epochs.length, "epoch")}` : String(/** @type {Error} */ (error).message));
+  }
+  training = null;
+  showButtons();
+});
+element("stop").addEventListener("click", () => training?.abort());
+
+/** @param {import("./sse.js").ServerSentEvent} event */
+function takeTraining(event) {
+  if (event.name === "epoch") {
+    const epoch = JSON.parse(event.data);
+    epochs.push(epoch);
+    setText(element("progress"), `epoch ${epoch.epoch} of ${epoch.epochs}`);
+    drawCurve();
+  } else if (event.name === "trained") {
+    const { version, accuracy } = JSON.parse(event.data);
+    setText(element("progress"), `done: ${version} reads ${(100 * accuracy).toFixed(1)} % correctly, and is served`);
+  } else if (event.name === "error") {
+    throw new Error(JSON.parse(event.data).error.message);
+  }
+}
+
+function showButtons() {
+  /** @type {HTMLButtonElement} */ (element("train")).disabled = training !== null;
+  /** @type {HTMLButtonElement} */ (element("stop")).disabled = training === null;
+}
+
+/* Events: the browser comes back by itself, and says what it has seen last. */
+
+const happening = new EventSource("/stream/events");
+for (const name of ["loaded", "unloaded", "idle", "default", "gap"]) {
+  happening.addEventListener(name, (event) => {
+    const { data, lastEventId } = /** @type {MessageEvent} */ (event);
+    const text = name === "gap" ? "some events were missed" : `${JSON.parse(data).version}: ${name}`;
+    const row = make("li", { textContent: `${new Date().toLocaleTimeString()}  ${text}` });
+    row.dataset.id = lastEventId;
+    element("events").prepend(row);
+    while (element("events").children.length > 100) element("events").lastElementChild?.remove();
+    showVersions();
+  });
+}
+
+/* The three transports, as this browser sees them. */
+
+const TIMES = 200;
+
+/** The digits of the data set, each a little different, for the cache knows equal ones. */
+function rows() {
+  return Array.from({ length: TIMES }, (_, number) => {
+    const row = [...SAMPLES[number % 10]];
+    row[0] = Math.random();
+    return row;
+  });
+}
+
+/** @returns {Promise<number[]>} */
+async function byHttp() {
+  const times = [];
+  for (const features of rows()) {
+    const started = performance.now();
+    const headers = { "content-type": "application/json" };
+    await (await fetch("/predict?version=v2", { method: "POST", headers, body: JSON.stringify({ features }) })).json();
+    times.push(performance.now() - started);
+  }
+  return times;
+}
+
+/** @returns {Promise<number[]>} */
+function bySocket() {
+  return new Promise((resolve, reject) => {
+    /** @type {number[]} */ const times = [];
+    const waiting = rows();
+    let started = 0;
+    const socket = new WebSocket(new URL("/ws/predict", location.href.replace(/^http/, "ws")));
+    const next = () => {
+      const features = waiting.pop();
+      if (!features) {
+        socket.close();
+        resolve(times);
+        return;
+      }
+      started = performance.now();
+      socket.send(JSON.stringify({ features, version: "v2" }));
+    };
+    socket.onopen = next;
+    socket.onmessage = () => {
+      times.push(performance.now() - started);
+      next();
+    };
+    socket.onerror = () => reject(new Error("the WebSocket failed"));
+  });
+}
+
+/** @returns {Promise<number[]>} */
+async function byEvents() {
+  const times = [];
+  let last = performance.now();
+  const headers = { "content-type": "application/json" };
+  const response = await fetch("/predict/stream?version=v2", { method: "POST", headers, body: JSON.stringify({ instances: rows() }) });
+  for await (const events of readEvents(/** @type {ReadableStream<Uint8Array>} */ (response.body))) {
+    for (const event of events) {
+      if (event.data === "[DONE]") continue;
+      times.push(performance.now() - last);
+      last = performance.now();
+    }
+  }
+  return times;
+}
+
+element("measure").addEventListener("click", async () => {
+  const button = /** @type {HTMLButtonElement} */ (element("measure"));
+  button.disabled = true;
+  try {
+    for (const [way, talk] of Object.entries({ http: byHttp, socket: bySocket, events: byEvents })) {
+      const times = await talk();
+      const cells = element("transports").querySelectorAll(`[data-way=${way}] td`);
+      cells[0].textContent = duration(median(times));
+      cells[1].textContent = duration(times.reduce((sum, one) => sum + one, 0));
+    }
+  } catch (error) {
+    setText(element("status"), String(/** @type {Error} */ (error).message));
+  }
+  button.disabled = false;
+});
+
+begin(() => {}, showVersions);
+beginPad((features) => {
+  drawn = [...features];
+  ask();
+}, () => {
+  drawn = null;
+  for (const card of cards.values()) card.say("nothing drawn yet");
+});
+showVersions();

@@ -1,0 +1,41 @@
+/** A WebSocket that comes back: browsers do that for server-sent events only. */
+
+const FIRST_PAUSE = 500;
+const LONGEST_PAUSE = 8000;
+
+export class Socket {
+  /**
+   * @param {string} path
+   * @param {(message: any) => void} onMessage
+   * @param {() => void} [onOpen]
+   */
+  constructor(path, onMessage, onOpen) {
+    this.url = new URL(path, location.href.replace(/^http/, "ws"));
+    this.onMessage = onMessage;
+    this.onOpen = onOpen;
+    this.pause = FIRST_PAUSE;
+    this.connect();
+  }
+
+  connect() {
+    this.socket = new WebSocket(this.url);
+    this.socket.onopen = () => {
+      this.pause = FIRST_PAUSE;
+      this.onOpen?.();
+    };
+    this.socket.onmessage = (event) => this.onMessage(JSON.parse(event.data));
+    this.socket.onclose = () => {
+      setTimeout(() => this.connect(), this.pause);
+      this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
+    };
+  }
+
+  get open() {
+    return this.socket?.readyState === WebSocket.OPEN;
+  }
+
+  /** @param {object} message */
+  send(message) {
+    this.socket?.send(JSON.stringify(message));
+  }
+}

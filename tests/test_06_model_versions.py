@@ -1,0 +1,634 @@
+"""Holds rung 06 to its versions: who is answered by which, in how many passes, and what a change does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+from ladder.client import Client
+from ladder.errors import UserError
+from ladder.launch import ROOT
+from ladder.predictor import PREDICTORS, accuracy, read_index
+from tests.predicting import (
+    HELD_OUT,
+    IMAGES,
+    ROW,
+    Hold,
+    bundled,
+    copy_of_predictors,
+    engine_serving,
+    expected,
+    until_ready,
+    watch,
+)
+from tests.support import (
+    Answer,
+    RungServer,
+    Server,
+    ServerPool,
+    edit_json,
+    eventually,
+    import_rung,
+    one_line,
+    own_rung,
+    run_rung,
+    serving,
+)
+
+SCRIPT = "06_model_versions.py"
+rung = import_rung(SCRIPT)
+
+ROW_PATHS = ["/predict", "/models/digits/predict", "/predict/ab-test?user_id=me"]
+BATCH_PATHS = ["/predict/batch", "/predict/batch/async", "/predict/stream"]
+
+
+@pytest.fixture
+def server(pool: ServerPool) -> RungServer:
+    return pool(SCRIPT)
+
+
+def post(server: Server, path: str, body: Any) -> Answer:
+    return server.request("POST", path, json.dumps(body).encode())
+
+
+def predict(server: Server, row: list[float] = ROW, version: str = "default") -> Any:
+    answer = post(server, f"/predict?version={version}", {"features": row})
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def put(server: Server, path: str, body: Any = None) -> Answer:
+    return server.request("PUT", path, json.dumps(body).encode() if body else None)
+
+
+def swap(server: Server, version: str) -> Answer:
+    return put(server, "/models/digits/default", {"version": version})
+
+
+def unload(server: Server, version: str) -> Answer:
+    return server.request("DELETE", f"/models/digits/versions/{version}")
+
+
+def state(server: Server, version: str) -> Any:
+    return server.request("GET", "/models").json()["digits"]["versions"][version]
+
+
+async def until_waiting(server: Server, running: int) -> None:
+    await server.health_when(lambda health: health["running"] == running)
+
+
+# What a version is
+
+
+def test_the_bundled_versions_differ_clearly_in_accuracy_and_cost() -> None:
+    first, second = bundled("v1"), bundled("v2")
+    assert 0.93 < accuracy(first, HELD_OUT) < 0.97
+    assert accuracy(second, HELD_OUT) > 0.985
+    assert second.products > 100 * first.products
+    pinned = read_index(PREDICTORS)["digits"].versions
+    for number, predictor in {"v1": first, "v2": second}.items():
+        assert pinned[number].held_out == pytest.approx(accuracy(predictor, HELD_OUT), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("requested", "answered"), [("v1", "v1"), ("v2", "v2"), ("latest", "v2"), ("default", "v1")]
+)
+def test_a_version_is_what_its_name_stands_for(server: RungServer, requested: str, answered: str) -> None:
+    (outcome,) = expected(answered, [ROW])
+    for path in ("/predict", "/models/digits/predict"):
+        answer = post(server, f"{path}?version={requested}", {"features": ROW}).json()
+        assert answer.pop("confidence") == pytest.approx(outcome.confidence, abs=1e-5)
+        assert answer == {
+            "prediction": outcome.prediction,
+            "model": "digits",
+            "version_requested": requested,
+            "model_version": answered,
+        }
+
+
+def test_a_regressor_has_no_confidence(server: RungServer) -> None:
+    row = [59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.86, 87.0]
+    answer = post(server, "/models/diabetes/predict", {"features": row}).json()
+    assert answer["confidence"] is None
+    assert answer["prediction"] == pytest.approx(expected("v1", [row], "diabetes")[0].prediction, rel=1e-5)
+    assert 25 < answer["prediction"] < 346  # what was ever measured
+
+
+# Batches
+
+
+@pytest.mark.parametrize("path", ["/predict/batch", "/predict/batch/async"])
+def test_a_thousand_rows_are_one_pass(server: RungServer, path: str) -> None:
+    rows = (IMAGES * 3)[:1000]
+    before = server.health()
+    answer = post(server, f"{path}?version=v2", {"instances": rows}).json()
+    after = server.health()
+    assert (after["calls"] - before["calls"], after["rows"] - before["rows"]) == (1, 1000)
+    assert answer["count"] == 1000
+    assert answer["predictions"] == [outcome.prediction for outcome in expected("v2", rows)]
+    assert answer["confidences"] == pytest.approx(
+        [outcome.confidence for outcome in expected("v2", rows)], abs=1e-5
+    )
+    assert answer["model_version"] == "v2"
+
+
+def test_rows_that_wait_together_share_a_pass() -> None:
+    hold = Hold()
+    with engine_serving(rung) as (engine, server), ThreadPoolExecutor(12) as clients:
+        watch(engine, "v1", hold)
+        first = clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[:3]})
+        assert hold.reached.wait(timeout=60)
+        others = [
+            clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[place : place + 5]})
+            for place in range(3, 53, 5)
+        ]
+        asyncio.run(server.health_when(lambda health: health["waiting"] == 50))
+        hold.opened.set()
+        answers = [task.result().json()["predictions"] for task in (first, *others)]
+        assert hold.passes == [3, 50]
+        assert list(chain.from_iterable(answers)) == [
+            outcome.prediction for outcome in expected("v1", IMAGES[:53])
+        ]
+
+
+def test_more_rows_than_may_wait_are_refused_at_once() -> None:
+    hold = Hold()
+    with engine_serving(rung, max_queue=8) as (engine, server), ThreadPoolExecutor(2) as clients:
+        watch(engine, "v1", hold)
+        running = clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[:2]})
+        assert hold.reached.wait(timeout=60)
+        waiting = clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[:7]})
+        asyncio.run(server.health_when(lambda health: health["waiting"] == 7))
+        refused = post(server, "/predict/batch/async", {"instances": IMAGES[:2]})
+        assert refused.status == 503
+        assert refused.json()["error"]["type"] == "QueueFull"
+        assert int(refused.headers["retry-after"]) >= 1
+        hold.opened.set()
+        assert (running.result().status, waiting.result().status) == (200, 200)
+
+
+def test_a_stream_gives_each_row_in_order_and_ends(server: RungServer) -> None:
+    answer = post(server, "/predict/stream?version=v2", {"instances": IMAGES[:20]})
+    *events, last = answer.events()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [json.loads(event.data) for event in events] == [
+        {"index": index, "prediction": outcome.prediction}
+        for index, outcome in enumerate(expected("v2", IMAGES[:20]))
+    ]
+    assert last.data == "[DONE]"
+
+
+def test_a_stream_stops_when_its_client_leaves() -> None:
+    hold = Hold()
+    with engine_serving(rung) as (engine, server):
+        watch(engine, "v1", hold)
+        body = json.dumps({"instances": IMAGES}).encode()
+        with server.raw() as connection:
+            lines = ["POST /predict/stream HTTP/1.1", "host: l", "content-type: application/json"]
+            lines += [f"content-length: {len(body)}", "", ""]
+            connection.sendall("\r\n".join(lines).encode() + body)
+            assert hold.reached.wait(timeout=60)
+            assert server.health()["running"] == 1
+        # The row under way is held: the server learns that the client has left before it is done.
+        asyncio.run(server.health_when(lambda health: health["running"] == 0))
+        hold.opened.set()
+        assert post(server, "/predict/batch", {"instances": IMAGES[:2]}).status == 200
+        assert hold.passes == [1, 2]
+
+
+# Requests that cannot be served
+
+WRONG_ROWS = {
+    "NaN": "[NaN]",
+    "infinite": "[Infinity]",
+    "larger than any float": "[1e999]",
+    "too large": "[1e30]",
+    "a word": '["secret"]',
+    "a truth": "[true]",
+    "nothing": "[null]",
+    "empty": "[]",
+    "no list": '"secret"',
+    "a list of lists": "[[1.0]]",
+    "too short": json.dumps(ROW[:63]),
+    "too long": json.dumps([*ROW, 0.0]),
+    "far too long": json.dumps([0.0] * 2000),
+}
+
+
+@pytest.mark.parametrize("row", WRONG_ROWS.values(), ids=WRONG_ROWS)
+def test_a_wrong_row_is_refused_before_anything_is_computed(server: RungServer, row: str) -> None:
+    before = server.health()["calls"]
+    whole = row.replace("[", f"[{', '.join(map(str, ROW[1:]))}, ", 1) if row in ("[NaN]", "[1e999]") else row
+    bodies = dict.fromkeys(ROW_PATHS, f'{{"features": {whole}}}')
+    bodies |= {path: f'{{"instances": [{json.dumps(ROW)}, {whole}]}}' for path in BATCH_PATHS}
+    for path, body in bodies.items():
+        answer = server.request("POST", path, body.encode())
+        assert answer.status == 422, (path, answer.body)
+        assert answer.json()["detail"][0]["loc"][:1] == ["body"]
+        assert b"secret" not in answer.body
+    assert server.health()["calls"] == before
+
+
+@pytest.mark.parametrize("path", BATCH_PATHS)
+@pytest.mark.parametrize("instances", [[], [ROW] * 1001, [ROW, ROW[1:]], [[]], ROW, None])
+def test_a_wrong_batch_is_refused(server: RungServer, path: str, instances: Any) -> None:
+    answer = post(server, path, {"instances": instances})
+    assert answer.status == 422
+    assert len(answer.body) < 2000
+
+
+@pytest.mark.parametrize("path", [*ROW_PATHS, *BATCH_PATHS])
+def test_unknown_fields_and_what_is_no_json_are_refused(server: RungServer, path: str) -> None:
+    for body in (b"{", b"[]", b'"x"', b"\xff", b'{"features": [1], "instances": [[1]], "more": 1}'):
+        assert server.request("POST", path, body).status == 422
+
+
+@pytest.mark.parametrize("version", ["v3", "v0", "v01", "", "V1", "../v1", "%00", "None"])
+def test_an_unknown_version_is_not_found(server: RungServer, version: str) -> None:
+    for path in ("/predict", "/models/digits/predict"):
+        assert post(server, f"{path}?version={version}", {"features": ROW}).status == 404
+    for path in BATCH_PATHS:
+        assert post(server, f"{path}?version={version}", {"instances": [ROW]}).status == 404
+
+
+def test_an_unknown_model_is_not_found(server: RungServer) -> None:
+    for name in ("letters", "..", "digits%2Fx", "index.json"):
+        assert post(server, f"/models/{name}/predict", {"features": ROW}).status == 404
+        assert put(server, f"/models/{name}/default", {"version": "v1"}).status == 404
+        assert put(server, f"/models/{name}/versions/v1").status == 404
+        assert server.request("DELETE", f"/models/{name}/versions/v1").status == 404
+    assert put(server, "/models/digits/versions/v9").status == 404
+    assert swap(server, "v9").status == 404
+    assert server.request("GET", "/models").json().keys() == {"digits", "diabetes"}
+
+
+def test_a_user_must_be_named(server: RungServer) -> None:
+    for query in ("", "?user_id=", f"?user_id={'x' * 201}"):
+        assert post(server, f"/predict/ab-test{query}", {"features": ROW}).status == 422
+
+
+def test_a_body_without_end_is_refused(server: RungServer) -> None:
+    assert server.request("POST", "/predict/batch", b" " * (5 * 2**20)).status == 413
+
+
+# The experiment
+
+USERS = [f"user-{number}" for number in range(10_000)]
+ARMS = """
+import importlib, json
+rung = importlib.import_module("06_model_versions")
+print(json.dumps([rung.arm_of(f"user-{number}", rung.Config()) for number in range(10_000)]))
+"""
+
+
+def arms(seed: str) -> list[str]:
+    command, environment = [sys.executable, "-c", ARMS], os.environ | {"PYTHONHASHSEED": seed}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    result: list[str] = json.loads(done.stdout)
+    return result
+
+
+def test_the_split_is_the_same_in_every_process_and_as_asked_for() -> None:
+    with ThreadPoolExecutor(2) as processes:
+        first, second = processes.map(arms, ("1", "2"))
+    assert len(first) == 10_000
+    assert first == second
+    assert abs(Counter(first)["v2"] / 10_000 - 0.5) <= 0.02
+
+
+@pytest.mark.parametrize("split", [0, 1, 20, 99, 100])
+def test_the_split_can_be_chosen(split: int) -> None:
+    config = rung.Config(split=split)
+    share = sum(rung.arm_of(user, config) == "v2" for user in USERS) / len(USERS)
+    assert abs(share - split / 100) <= 0.02
+    assert split not in (0, 100) or share == split / 100
+
+
+def test_a_larger_split_takes_nobody_out_of_the_challengers_arm() -> None:
+    some, more = rung.Config(split=20), rung.Config(split=60)
+    assert all(rung.arm_of(user, more) == "v2" for user in USERS if rung.arm_of(user, some) == "v2")
+
+
+def test_another_salt_deals_anew() -> None:
+    one, other = rung.Config(), rung.Config(salt="2")
+    same = sum(rung.arm_of(user, one) == rung.arm_of(user, other) for user in USERS)
+    assert abs(same / len(USERS) - 0.5) <= 0.02
+
+
+def test_users_get_the_arm_that_their_name_says(server: RungServer) -> None:
+    config = rung.Config()
+    for user in [*USERS[:20], "Ödön", "a b&c", "👩🏽‍🚀"]:
+        answer = post(server, f"/predict/ab-test?user_id={quote(user)}", {"features": ROW}).json()
+        assert answer["model_version"] == rung.arm_of(user, config)
+        assert answer["user_id"] == user
+
+
+def test_the_report_counts_what_labels_say() -> None:
+    with own_rung(SCRIPT) as server:
+        right: Counter[str] = Counter()
+        labelled: Counter[str] = Counter()
+        requests: Counter[str] = Counter()
+        for user, (row, label) in enumerate(zip(IMAGES[:60], HELD_OUT.labels.tolist(), strict=False)):
+            answer = post(server, f"/predict/ab-test?user_id={user}", {"features": row}).json()
+            version = answer["model_version"]
+            requests[version] += 1
+            if user % 3:
+                body = {"prediction_id": answer["prediction_id"], "label": label}
+                assert post(server, "/feedback", body).status == 204
+                assert post(server, "/feedback", body).status == 404  # one label for each
+                labelled[version] += 1
+                right[version] += answer["prediction"] == label
+        report = server.request("GET", "/ab-test").json()
+        assert (report["control"], report["challenger"], report["split_percent"]) == ("v1", "v2", 50)
+        for version, arm in report["arms"].items():
+            assert arm["requests"] == requests[version]
+            assert (arm["labelled"], arm["correct"]) == (labelled[version], right[version])
+            assert arm["accuracy"] == pytest.approx(right[version] / labelled[version])
+            assert 0 < arm["latency_median_ms"] <= arm["latency_p95_ms"]
+        assert post(server, "/feedback", {"prediction_id": "f" * 16, "label": 3}).status == 404
+
+
+# The cache
+
+
+def test_equal_rows_are_computed_once_even_at_once() -> None:
+    hold = Hold()
+    with engine_serving(rung) as (engine, server), ThreadPoolExecutor(12) as clients:
+        watch(engine, "v1", hold)
+        asked = [clients.submit(predict, server) for _ in range(12)]
+        asyncio.run(until_waiting(server, 12))
+        hold.opened.set()
+        answers = [task.result() for task in asked]
+        assert all(answer == answers[0] for answer in answers)
+        assert hold.passes == [1]
+        assert server.health()["cache"] == {"size": 1, "hits": 11, "misses": 1, "hit_rate": 11 / 12}
+
+
+def test_the_cache_goes_by_the_version_that_answered() -> None:
+    with engine_serving(rung) as (_, server):
+        for version in ("default", "v1", "latest", "v2"):
+            predict(server, version=version)
+        cache = server.health()["cache"]
+        assert (cache["misses"], cache["hits"]) == (2, 2)
+        assert swap(server, "v2").status == 200
+        answer = predict(server)
+        assert answer["model_version"] == "v2"
+        assert answer["confidence"] == pytest.approx(expected("v2", [ROW])[0].confidence, abs=1e-5)
+
+
+def test_the_cache_is_bounded_and_forgets_what_was_not_asked_for_longest() -> None:
+    with engine_serving(rung, max_cached=3) as (_, server):
+        for row in (0, 1, 2, 0, 3, 0, 1):  # 3 pushes 1 out
+            predict(server, IMAGES[row])
+        cache = server.health()["cache"]
+        assert (cache["size"], cache["hits"], cache["misses"]) == (3, 2, 5)
+
+
+def test_a_failure_is_not_kept() -> None:
+    failing = [True]
+
+    def break_once(_: object) -> None:
+        if failing.pop() if failing else False:
+            raise RuntimeError("the model broke")
+
+    with engine_serving(rung) as (engine, server):
+        watch(engine, "v1", break_once)
+        broken = post(server, "/predict", {"features": ROW})
+        assert (broken.status, broken.json()["error"]["message"]) == (500, "the model broke")
+        assert predict(server)["model_version"] == "v1"
+
+
+def test_whoever_leaves_takes_the_prediction_from_nobody_else() -> None:
+    hold = Hold()
+    with engine_serving(rung) as (engine, server), ThreadPoolExecutor(1) as clients:
+        watch(engine, "v1", hold)
+
+        async def leave() -> None:
+            async with Client(server.url) as client:
+                asking = asyncio.create_task(client.session.post("/predict", json={"features": ROW}))
+                await asyncio.to_thread(hold.reached.wait, 60)
+                stays = clients.submit(predict, server)
+                await until_waiting(server, 2)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+                hold.opened.set()
+                assert (await asyncio.wrap_future(stays))["model_version"] == "v1"
+
+        asyncio.run(leave())
+        assert hold.passes == [1]
+
+
+# Coming and going
+
+
+def test_a_request_is_answered_by_the_version_it_began_with() -> None:
+    hold = Hold()
+    with engine_serving(rung) as (engine, server), ThreadPoolExecutor(2) as clients:
+        watch(engine, "v1", hold)
+        begun = clients.submit(predict, server)
+        assert hold.reached.wait(timeout=60)
+        assert swap(server, "v2").json()["default"] == "v2"
+        assert unload(server, "v1").json()["versions"]["v1"]["state"] == "unloaded"
+        later = clients.submit(predict, server)
+        assert post(server, "/predict?version=v1", {"features": ROW}).status == 404
+        assert state(server, "v1") == state(server, "v1") | {"bytes": 0, "in_flight": 1}
+        hold.opened.set()
+        assert begun.result()["model_version"] == "v1"
+        assert begun.result()["confidence"] == pytest.approx(expected("v1", [ROW])[0].confidence, abs=1e-5)
+        assert later.result()["model_version"] == "v2"
+        assert put(server, "/models/digits/versions/v1").json()["versions"]["v1"]["state"] == "loaded"
+        assert predict(server, version="v1")["model_version"] == "v1"
+
+
+def test_the_default_cannot_be_unloaded(server: RungServer) -> None:
+    assert unload(server, "v1").status == 409
+    assert predict(server)["model_version"] == "v1"
+
+
+def test_swaps_under_load_fail_no_request() -> None:
+    """Sixteen clients ask without a pause while versions are loaded, chosen and unloaded forty times."""
+    statuses: Counter[int] = Counter()
+    answered: Counter[str] = Counter()
+
+    async def everybody(url: str) -> None:
+        versions: asyncio.Queue[str] = asyncio.Queue()
+        over = asyncio.Event()
+
+        async def ask(rows: list[list[float]]) -> None:
+            while not over.is_set():
+                for row in rows:
+                    async with client.session.post("/predict", json={"features": row}) as response:
+                        statuses[response.status] += 1
+                        versions.put_nowait((await response.json()).get("model_version"))
+
+        async def change() -> None:
+            for number in range(40):
+                kept, other = ("v1", "v2") if number % 2 else ("v2", "v1")
+                for method, path, body in (
+                    ("PUT", f"versions/{kept}", None),
+                    ("PUT", "default", {"version": kept}),
+                    ("DELETE", f"versions/{other}", None),
+                ):
+                    async with client.session.request(
+                        method, f"/models/digits/{path}", json=body
+                    ) as response:
+                        assert response.status == 200
+                seen = 0
+                while seen < 32:
+                    version = await versions.get()
+                    answered[version] += 1
+                    seen += version == kept
+            over.set()
+
+        async with Client(url) as client:
+            await asyncio.gather(change(), *(ask(IMAGES[place::16]) for place in range(16)))
+
+    with own_rung(SCRIPT) as server:
+        asyncio.run(everybody(server.url))
+        assert statuses.keys() == {200}
+        assert answered.keys() == {"v1", "v2"}
+        assert min(answered.values()) >= 20 * 32
+        assert server.process.errors() == ""
+
+
+def test_an_idle_version_is_dropped_and_read_again_once_for_all_who_ask() -> None:
+    with engine_serving(rung, idle_seconds=3600) as (engine, server), ThreadPoolExecutor(8) as clients:
+        version = engine.registry.models["digits"].versions["v2"]
+        reads: list[int] = []
+        gate, read = threading.Event(), version.read
+
+        def watched_read() -> Any:
+            reads.append(1)
+            assert gate.wait(timeout=60)
+            return read()
+
+        version.read = watched_read
+        engine.registry.drop_idle(3600)
+        assert state(server, "v2")["state"] == "loaded"  # it has been used a moment ago
+        engine.registry.drop_idle(0)
+        assert state(server, "v1")["state"] == "loaded"  # the default stays
+        assert state(server, "v2")["state"] == "idle"
+        assert state(server, "v2")["bytes"] == 0
+        asked = [clients.submit(predict, server, row, "v2") for row in IMAGES[:8]]
+        asyncio.run(until_waiting(server, 8))
+        gate.set()
+        assert {task.result()["model_version"] for task in asked} == {"v2"}
+        assert reads == [1]
+        assert state(server, "v2")["bytes"] == bundled("v2").bytes
+
+
+def test_idle_versions_are_dropped_by_themselves() -> None:
+    with own_rung(SCRIPT, "--idle-seconds", "1") as server:
+
+        async def states() -> Any:
+            return (await asyncio.to_thread(state, server, "v2"))["state"]
+
+        assert asyncio.run(eventually(states, lambda now: now == "idle")) == "idle"
+        assert predict(server, version="v2")["model_version"] == "v2"
+
+
+def test_a_server_that_loads_is_alive_but_not_ready() -> None:
+    engine = rung.Engine(rung.Config())
+    version = engine.registry.models["digits"].versions["v1"]
+    gate, read = threading.Event(), version.read
+
+    def slow_read() -> Any:
+        assert gate.wait(timeout=60)
+        return read()
+
+    version.read = slow_read
+    with serving(rung.create_app(engine), engine.stop) as server:
+        assert server.health()["status"] == "ok"
+        assert server.request("GET", "/ready").status == 503
+        refused = post(server, "/predict", {"features": ROW})
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        gate.set()
+        asyncio.run(until_ready(server))
+        assert predict(server)["model_version"] == "v1"
+
+
+# What may be loaded
+
+
+def start(folder: Path) -> str:
+    """What a server says that cannot start with these models."""
+    done = run_rung(SCRIPT, "--port", "0", "--models", str(folder))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    return one_line(done.stderr)
+
+
+def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
+    folder = copy_of_predictors(tmp_path)
+    file = folder / "digits-v2.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    line = start(folder)
+    assert "digits-v2.safetensors" in line
+    assert "SHA-256" in line
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    folder = copy_of_predictors(tmp_path)
+    (folder / "digits-v1.safetensors").unlink()
+    assert "digits-v1.safetensors" in start(folder)
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "model.pkl", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_names_nothing_but_safetensors_beside_it(tmp_path: Path, file: str) -> None:
+    folder = copy_of_predictors(tmp_path)
+    models = json.loads((folder / "index.json").read_text())["models"]
+    models["digits"]["versions"]["v1"]["file"] = file
+    edit_json(folder / "index.json", models=models)
+    with pytest.raises(UserError, match=r"index\.json"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"models": {}}', '{"models": {"digits": {}}}'])
+def test_an_index_that_is_none_is_told(tmp_path: Path, damage: str) -> None:
+    folder = copy_of_predictors(tmp_path)
+    (folder / "index.json").write_text(damage)
+    with pytest.raises(UserError) as told:
+        rung.Engine(rung.Config(models=str(folder)))
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+    assert "index.json" in start(tmp_path / "nothing")
+
+
+def test_a_file_that_is_tampered_with_later_fails_its_requests_only(tmp_path: Path) -> None:
+    folder = copy_of_predictors(tmp_path)
+    with own_rung(SCRIPT, "--models", str(folder)) as server:
+        assert unload(server, "v2").status == 200
+        (folder / "digits-v2.safetensors").write_bytes(b"\x80\x04.")
+        answer = put(server, "/models/digits/versions/v2")
+        assert answer.status == 500
+        assert str(folder) not in answer.body.decode()
+        assert "SHA-256" in server.process.errors()
+        assert post(server, "/predict?version=v2", {"features": ROW}).status == 404
+        assert predict(server)["model_version"] == "v1"
+
+
+def test_large_values_stay_finite() -> None:
+    for version in ("v1", "v2"):
+        for outcome in bundled(version).predict(np.full((2, 64), [[1e6], [-1e6]], np.float32)):
+            assert outcome.confidence is not None
+            assert math.isfinite(outcome.confidence)

@@ -1,0 +1,215 @@
+"""Holds the pages of rungs 06 and 07 to account in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, WebSocket, expect
+
+from benchmarks.browser import MISSING, chromium, find_chromium
+from tests.predicting import engine_serving
+from tests.support import Server, import_rung
+
+rung_06 = import_rung("06_model_versions.py")
+rung_07 = import_rung("07_realtime.py")
+
+WIDE = {"width": 1400, "height": 1000}
+NARROW = {"width": 360, "height": 780}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        (pytest.fail if os.environ.get("LADDER_NEEDS_CHROMIUM") else pytest.skip)(MISSING)
+    with chromium() as browser:
+        expect.set_options(timeout=20_000)
+        yield browser
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens pages and waits until the versions are there; none of them may complain."""
+    complaints: list[str] = []
+    pages: list[Page] = []
+
+    def open_page(server: Server, size: Any = WIDE, **settings: Any) -> Page:
+        page = browser.new_page(viewport=size, **settings)
+        pages.append(page)
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url)
+        expect(page.locator(".card")).to_have_count(2)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+def reading(page: Page, version: str) -> Any:
+    return page.locator(f".card[data-version={version}] .digit")
+
+
+def pad_point(page: Page, x: float, y: float) -> tuple[float, float]:
+    box = page.locator("#pad").bounding_box()
+    assert box
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+def draw(page: Page, points: list[tuple[float, float]], release: bool = True) -> None:
+    page.locator("#pad").scroll_into_view_if_needed()
+    page.mouse.move(*pad_point(page, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*pad_point(page, *point))
+    if release:
+        page.mouse.up()
+
+
+ZERO = [(0.5 + 0.2 * math.sin(turn / 6), 0.5 - 0.35 * math.cos(turn / 6)) for turn in range(39)]
+ONE = [(0.5, 0.15 + 0.07 * step) for step in range(11)]
+
+
+def no_violations(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
+
+
+@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any) -> None:
+    with engine_serving(rung) as (_, server):
+        page = open_page(server, size, color_scheme=scheme)
+        page.get_by_role("button", name="A handwritten 4").click()
+        expect(reading(page, "v2")).to_have_text("4")
+        no_violations(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
+    with engine_serving(rung) as (_, server):
+        page = open_page(server)
+        draw(page, ZERO)
+        expect(reading(page, "v2")).to_have_text("0")
+        page.get_by_role("button", name="Clear").click()
+        expect(reading(page, "v2")).to_have_text("–")
+        draw(page, ONE)
+        expect(reading(page, "v2")).to_have_text("1")
+
+
+def test_versions_can_be_changed(open_page: Open) -> None:
+    with engine_serving(rung_06) as (engine, server):
+        page = open_page(server)
+        row = page.locator("tr[data-version='digits v2']")
+        page.get_by_role("button", name="A handwritten 7").click()
+        expect(reading(page, "v2")).to_have_text("7")
+        page.get_by_role("button", name="Unload digits v2").click()
+        expect(row).to_contain_text("unloaded")
+        expect(page.locator(".card[data-version=v2] .note")).to_contain_text("no such version")
+        page.get_by_role("button", name="Load digits v2", exact=True).click()
+        expect(row).to_contain_text("loaded")
+        expect(reading(page, "v2")).to_have_text("7")
+        page.get_by_role("button", name="Make digits v2 the default").click()
+        expect(row).to_contain_text("default")
+        assert engine.registry.models["digits"].default == "v2"
+        expect(page.get_by_role("button", name="Unload digits v1")).to_be_visible()
+
+
+def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
+    with engine_serving(rung_06) as (engine, server):
+        page = open_page(server)
+        take_part = page.get_by_role("button", name="Predict the drawing")
+        expect(take_part).to_be_disabled()
+        page.get_by_role("button", name="A handwritten 3").click()
+        user = "<b>Ödön</b>"
+        page.get_by_label("User").fill(user)
+        take_part.click()
+        arm = rung_06.arm_of(user, engine.config)
+        expect(page.locator("#arm")).to_contain_text(f"{arm} answers {user}")
+        page.get_by_role("button", name="It is a 3").click()
+        report = page.locator("#report tr", has_text=arm)
+        expect(report.locator("td").nth(0)).to_have_text("1")
+        expect(report.locator("td").nth(1)).to_have_text("1")
+        assert engine.books.arms[arm].labelled == 1
+
+
+def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:
+    """Over one WebSocket, and before the pen is lifted."""
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        posts: list[str] = []
+        page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+        draw(page, ZERO, release=False)
+        expect(reading(page, "v1")).not_to_have_text("–")
+        expect(reading(page, "v2")).to_have_text("0")
+        expect(page.locator(".card[data-version=v2] .note")).to_contain_text("% sure")
+        assert posts == []
+        page.mouse.up()
+
+
+def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
+    with engine_serving(rung_07) as (engine, server):
+        seen: list[Any] = []
+
+        def note(payload: Any) -> None:
+            seen.append(json.loads(payload))
+
+        def watch(socket: WebSocket) -> None:
+            if socket.url.endswith("/ws/monitor"):
+                socket.on("framereceived", note)
+
+        page = open_page(server)
+        page.on("websocket", watch)
+        page.reload()
+        expect(page.locator("#cpu")).to_have_text(re.compile(r"\d+ %"))
+        expect(page.locator("#connections")).to_have_text("2")
+        expect(page.locator("#memory")).to_have_text(re.compile(r"[\d,]+ MiB"))
+        assert seen
+        assert engine.managers["monitor"].connections
+
+
+def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> None:
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        page.get_by_role("button", name="A handwritten 5").click()
+        page.get_by_label("Epochs").fill("6")
+        page.get_by_role("button", name="Train").click()
+        expect(page.locator("#progress")).to_contain_text("done: v3")
+        expect(reading(page, "v3")).to_have_text("5")
+        expect(page.locator("#events")).to_contain_text("digits v3: loaded")
+        pixels = "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
+        assert page.locator("#curve").evaluate(f"canvas => {pixels}.some(value => value > 0)")
+
+
+def test_a_training_can_be_stopped(open_page: Open) -> None:
+    with engine_serving(rung_07) as (engine, server):
+        page = open_page(server)
+        page.get_by_label("Epochs").fill("200")
+        page.get_by_role("button", name="Train").click()
+        expect(page.locator("#progress")).to_contain_text("of 200")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("#progress")).to_contain_text("stopped after")
+        expect(page.get_by_role("button", name="Train")).to_be_enabled()
+        assert engine.trainer.epochs < 200
+        expect(page.locator(".card")).to_have_count(2)
+
+
+def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        page.get_by_role("button", name="Measure here").click()
+        for way in ("http", "socket", "events"):
+            expect(page.locator(f"[data-way={way}] td").first).to_have_text(re.compile(r"\d.* m?s"))
