@@ -71,6 +71,8 @@ async def warm_up_all(show: Show, servers: Mapping[str, str]) -> None:
             await warm_up(url, REQUEST)
 
 
+MOST_COLUMNS = 4
+
 Draw = Callable[[Path], None]
 """Makes the figure for --plot."""
 
@@ -141,11 +143,16 @@ class Show:
             }
             print(json.dumps(result, indent=2))
             return
-        table = Table(*["", *figures], box=box.SIMPLE_HEAD, pad_edge=False)
+        lines = [["", *figures]]
+        for key, title in rows.items():
+            lines.append([title, *(formatted(key, column.get(key)) for column in figures.values())])
+        if len(figures) > MOST_COLUMNS:  # many contenders: a line each
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        table = Table(*lines[0], box=box.SIMPLE_HEAD, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
-        for key, title in rows.items():
-            table.add_row(title, *(formatted(key, column.get(key)) for column in figures.values()))
+        for line in lines[1:]:
+            table.add_row(*line)
         self.console.print(table)
         self.console.print(
             f"[dim]measured just now: {machine['processor']}, {machine['cores']} cores, "
