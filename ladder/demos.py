@@ -149,6 +149,7 @@ class Show:
         if len(figures) > MOST_COLUMNS:  # many contenders: a line each
             lines = [list(line) for line in zip(*lines, strict=True)]
         table = Table(*lines[0], box=box.SIMPLE_HEAD, pad_edge=False)
+        table.columns[0].no_wrap = len(figures) > MOST_COLUMNS  # names are told apart by their ends
         for column in table.columns[1:]:
             column.justify = "right"
         for line in lines[1:]:
