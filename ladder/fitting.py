@@ -31,7 +31,14 @@ class Fit:
     """A training under way. With `jitter` each epoch sees every image a little moved, turned and scaled."""
 
     def __init__(
-        self, train: Digits, held_out: Digits, hidden: Sequence[int], epochs: int, jitter: bool, seed: int
+        self,
+        train: Digits,
+        held_out: Digits,
+        hidden: Sequence[int],
+        epochs: int,
+        jitter: bool,
+        seed: int,
+        rate: float = 2e-3,
     ) -> None:
         self.images = torch.from_numpy(train.images) / BRIGHTEST
         self.labels = torch.from_numpy(train.labels)
@@ -40,7 +47,7 @@ class Fit:
         self.random = torch.Generator().manual_seed(seed)
         self.layers = self._layers([SIDE * SIDE, *hidden, 10])
         parameters = [tensor for layer in self.layers for tensor in layer]
-        self.optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-3)
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3)
         self.epochs = epochs
         steps = epochs * math.ceil(len(self.images) / BATCH)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)

@@ -72,7 +72,7 @@ VERSION_ROWS = {
     "batch_ms": "1000 rows over HTTP, one pass",
     "one_pass_ms": "1000 rows in the process, one pass",
     "task_a_row_ms": "1000 rows in the process, one task a row",
-    "passes_for_64": "passes for 64 batches that come at once",
+    "passes_for_64": "passes for 64 batches at once (shared if the model is busy)",
     "users": "of 10,000 users, in this arm",
     "arm_accuracy": "labels sent back for 200 of them: correct",
     "swap_requests": f"answered while the default changed {SWAPS} times",

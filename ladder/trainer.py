@@ -68,7 +68,10 @@ class Trainer:
 
     def _begin(self, epochs: int) -> Fit:
         torch.set_num_threads(1)  # the model is small, and others want to compute meanwhile
-        return Fit(*load_digits(), hidden=[256], epochs=epochs, jitter=True, seed=secrets.randbits(32))
+        train, held_out = load_digits()
+        seed = secrets.randbits(32)
+        # In a hurry: whoever watches does not want to wait for a minute.
+        return Fit(train, held_out, hidden=[256], epochs=epochs, jitter=True, seed=seed, rate=1e-2)
 
     def _publish(self, fit: Fit, epoch: Epoch) -> str:
         """Offer the new model, and let the oldest of its kind go, unless it is the default."""

@@ -413,24 +413,29 @@ def test_a_failure_is_not_kept() -> None:
         assert predict(server)["model_version"] == "v1"
 
 
-def test_whoever_leaves_takes_the_prediction_from_nobody_else() -> None:
-    hold = Hold()
-    with engine_serving(rung) as (engine, server), ThreadPoolExecutor(1) as clients:
-        watch(engine, "v1", hold)
+def test_whoever_is_cancelled_takes_the_prediction_from_nobody_else() -> None:
+    """At the cache's boundary: rung 07 cancels the work of connections that it drops."""
+    outcome = expected("v1", [ROW])[0]
+    computed: list[int] = []
 
-        async def leave() -> None:
-            async with Client(server.url) as client:
-                asking = asyncio.create_task(client.session.post("/predict", json={"features": ROW}))
-                await asyncio.to_thread(hold.reached.wait, 60)
-                stays = clients.submit(predict, server)
-                await until_waiting(server, 2)
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
-                hold.opened.set()
-                assert (await asyncio.wrap_future(stays))["model_version"] == "v1"
+    async def two_ask() -> None:
+        cache, gate = rung.Cache(8), asyncio.Event()
 
-        asyncio.run(leave())
-        assert hold.passes == [1]
+        async def compute() -> Any:
+            computed.append(1)
+            await gate.wait()
+            return outcome
+
+        leaves, stays = (asyncio.create_task(cache.get("row", compute)) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        gate.set()
+        assert await stays == outcome
+
+    asyncio.run(two_ask())
+    assert computed == [1]
 
 
 # Coming and going

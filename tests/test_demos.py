@@ -105,7 +105,7 @@ def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothin
     assert sum(column["users"] for column in columns.values()) == 10_000
     for column in columns.values():
         assert column["task_a_row_ms"] > column["one_pass_ms"]
-        assert column["passes_for_64"] < 64
+        assert 1 <= column["passes_for_64"] <= 64
         assert column["swap_failures"] == 0
         assert column["swap_requests"] > 0
     assert columns["v2"]["accuracy"] > columns["v1"]["accuracy"]
