@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test check model predictors figures clip clean
+.PHONY: help demo test check model predictors figures clip notebooks lab clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,12 @@ clip: .venv/installed  ## Make the clip that rung 08 plays (needs Chromium)
 predictors: .venv/installed  ## Train the predictors of rungs 06 and 07 again (a quarter of a minute)
 	$(RUN) -m training.predictors
 
+notebooks: .venv/installed  ## Run all notebooks again and keep their outputs
+	$(RUN) -m notebooks.execute
+
+lab: .venv/bin/jupyter-lab  ## Open the notebooks in Jupyter
+	.venv/bin/jupyter-lab notebooks/00_tour.ipynb
+
 clean:  ## Remove the environment and every cache
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 
@@ -43,3 +49,6 @@ clean:  ## Remove the environment and every cache
 		{ echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	.venv/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+.venv/bin/jupyter-lab: .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check --editable '.[lab]'

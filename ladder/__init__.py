@@ -7,9 +7,15 @@ The floor never imports a rung.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from types import ModuleType
+
+RUNGS = str(Path(__file__).parent.parent)
 
 
 def import_rung(name: str) -> ModuleType:
     """Another rung, for the part of it that is needed unchanged; its name is no Python identifier."""
+    if RUNGS not in sys.path:
+        sys.path.append(RUNGS)  # a notebook runs in a folder of its own
     return importlib.import_module(name)

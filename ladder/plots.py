@@ -31,19 +31,23 @@ def drawing(file: Path, title: str, rows: int, **settings: Any) -> Iterator[list
 def plot_latency(file: Path, title: str, observations: Mapping[str, Observation]) -> None:
     """Time to first token and responsiveness: what each client saw when, and how long /health took."""
     with drawing(file, title, 2, figsize=(8, 6), sharex=True) as (tokens, health):
-        for name, observation in observations.items():
-            seen = [moment - observation.measurement.sent for moment in observation.measurement.token_times]
-            (line,) = tokens.step([0, *seen], range(len(seen) + 1), where="post", label=name)
-            tokens.plot(seen[0], 1, "o", color=line.get_color())
-            asked = [moment - observation.measurement.sent for moment, _ in observation.health]
-            waits = [1000 * seconds for _, seconds in observation.health]
-            health.plot(asked, waits, "o-", label=name, markersize=3)
-        tokens.set_ylabel("tokens on the client's screen")
-        tokens.legend()
-        health.set(
-            ylabel="/health answered after (ms)", xlabel="seconds since the request was sent", yscale="log"
-        )
-        health.legend()
+        draw_latency(tokens, health, observations)
+
+
+def draw_latency(tokens: Any, health: Any, observations: Mapping[str, Observation]) -> None:
+    for name, observation in observations.items():
+        seen = [moment - observation.measurement.sent for moment in observation.measurement.token_times]
+        (line,) = tokens.step([0, *seen], range(len(seen) + 1), where="post", label=name)
+        tokens.plot(seen[0], 1, "o", color=line.get_color())
+        asked = [moment - observation.measurement.sent for moment, _ in observation.health]
+        waits = [1000 * seconds for _, seconds in observation.health]
+        health.plot(asked, waits, "o-", label=name, markersize=3)
+    tokens.set_ylabel("tokens on the client's screen")
+    tokens.legend()
+    health.set(
+        ylabel="/health answered after (ms)", xlabel="seconds since the request was sent", yscale="log"
+    )
+    health.legend()
 
 
 def of_latency(title: str, seen: Mapping[str, Sequence[Observation]]) -> tuple[int, Callable[[Path], None]]:

@@ -19,7 +19,7 @@ from tests.support import SCRIPTS, import_rung
 
 RUNG_NAME = re.compile(r"\d\d_\w+")
 DUPLICATE_LINES = 12
-SOURCE_FOLDERS = ("ladder", "training", "benchmarks", "tests")
+SOURCE_FOLDERS = ("ladder", "training", "benchmarks", "notebooks", "tests")
 
 
 @pytest.fixture(params=sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py")))

@@ -1,0 +1,1 @@
+"""Walkthroughs, one a rung, and what runs them."""

@@ -1,0 +1,76 @@
+"""Runs the notebooks, each in a clean kernel, and keeps their outputs.
+
+    python -m notebooks.execute [FILE ...]
+
+What is kept is only what a reader sees, so that two runs differ in nothing but their measured figures.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent
+NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+CELL_SECONDS = 60
+
+
+def read(file: Path) -> NotebookNode:
+    notebook: NotebookNode = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
+
+
+def executed(file: Path) -> NotebookNode:
+    """The notebook with the outputs of a run from its first cell to its last."""
+    notebook = read(file)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # not news: it listens on local TCP ports
+        resources={"metadata": {"path": str(FOLDER)}},
+    )
+    # The rungs beside these notebooks, whatever else is installed.
+    client.execute(env={**os.environ, "PYTHONPATH": str(FOLDER.parent)})
+    return tidied(notebook)
+
+
+def tidied(notebook: NotebookNode) -> NotebookNode:
+    """Without what says when and by which release of Python and Jupyter it was run."""
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if shows_something(output)]
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data.pop("text/plain", None)  # the address of the figure in memory
+    return notebook
+
+
+def shows_something(output: NotebookNode) -> bool:
+    """What rich leaves behind of a progress display does not."""
+    return bool("data" not in output or output.data.get("text/plain"))
+
+
+def main() -> None:
+    for file in [Path(name) for name in sys.argv[1:]] or NOTEBOOKS:
+        started = time.perf_counter()
+        print(f"{file.name} ", end="", flush=True)
+        nbformat.write(executed(file), file)  # type: ignore[no-untyped-call]
+        print(f"{time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
