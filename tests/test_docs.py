@@ -1,0 +1,84 @@
+"""What docs/how-vllm-does-it.md says of this repository stays true; what it says of others has a source."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from ladder.launch import ROOT
+
+TEXT = (ROOT / "docs" / "how-vllm-does-it.md").read_text()
+COMPARISONS, SOURCES = TEXT.split("\n## What was read\n")
+FILE = re.compile(r"[\w/.-]+\.(py|js|md|json)")
+
+
+def in_backticks(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def is_theirs(file: str) -> bool:
+    return file.startswith(("vllm/", "sglang/"))
+
+
+def files(text: str) -> set[str]:
+    return {word for word in in_backticks(text) if FILE.fullmatch(word)}
+
+
+def named_here(text: str) -> Iterator[tuple[str, str]]:
+    """(file, name) of every name in a 'here' column; without a file it is in the rung of the heading."""
+    for section in text.split("\n## ")[1:]:
+        heading, *lines = section.splitlines()
+        rung = next(iter(files(heading)), "")
+        rows = [line.split("|")[1] for line in lines if line.startswith("| ")]
+        if not rows or rows[0].strip() != "here":
+            continue
+        for cell in rows[1:]:
+            file = next(iter(files(cell)), rung)
+            for name in in_backticks(cell):
+                if name != file:
+                    yield file, name
+
+
+def defined(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node.body, f"{node.name}.")
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield from (prefix + part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+
+
+NAMES = sorted(set(named_here(COMPARISONS)))
+
+
+def test_every_rung_of_the_language_models_is_compared() -> None:
+    rungs = {file for file, _ in NAMES if file[0].isdigit()}
+    assert rungs == {path.name for path in ROOT.glob("0[1-5]_*.py")}
+
+
+def test_files_of_this_repository_exist() -> None:
+    ours = {file for file in files(TEXT) if not is_theirs(file)}
+    assert ours
+    assert {file for file in ours if not (ROOT / file).is_file()} == set()
+
+
+@pytest.mark.parametrize(("file", "name"), NAMES)
+def test_a_name_of_this_repository_is_defined_where_it_is_said_to_be(file: str, name: str) -> None:
+    assert name in set(defined(ast.parse((ROOT / file).read_text()).body))
+
+
+def test_every_file_of_others_is_listed_with_the_commit_it_was_read_at() -> None:
+    theirs = {file for file in files(COMPARISONS) if is_theirs(file)}
+    listed = {
+        file
+        for line in SOURCES.splitlines()
+        if re.search(r"\| [0-9a-f]{12}( and [0-9a-f]{12})* \|$", line)
+        for file in files(line)
+    }
+    assert theirs
+    assert theirs - listed == set()
