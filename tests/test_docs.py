@@ -42,6 +42,13 @@ def named_here(text: str) -> Iterator[tuple[str, str]]:
                     yield file, name
 
 
+def named_in_prose(text: str) -> Iterator[tuple[str, str]]:
+    """The same of "`name` in `file`" and of "`name` and `name` in `file`"."""
+    for *names, file in re.findall(r"(?:`([\w.]+)` and )?`([\w.]+)` in\s+`([\w/]+\.py)`", text):
+        if not is_theirs(file):
+            yield from ((file, name) for name in names if name)
+
+
 def defined(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -53,7 +60,7 @@ def defined(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
                 yield from (prefix + part.id for part in ast.walk(target) if isinstance(part, ast.Name))
 
 
-NAMES = sorted(set(named_here(COMPARISONS)))
+NAMES = sorted({*named_here(COMPARISONS), *named_in_prose(COMPARISONS)})
 
 
 def test_every_rung_of_the_language_models_is_compared() -> None:
