@@ -1,6 +1,6 @@
 """Fixtures of the whole suite: one server of each kind, the bundled model, transformers as the oracle.
 
-Several tests run at a time, each group of them in a process of its own that keeps its servers.
+Several files are run at a time, each in a process that keeps its servers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,6 @@ from tests.support import RUNGS, SCRIPTS, STREAMING_RUNGS, Oracle, RungServer, S
 # A test that fails once fails every time, and never because the machine was busy.
 settings.register_profile("ladder", deadline=None, derandomize=True)
 settings.load_profile("ladder")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Whoever needs the same server goes to the same worker; a file may say otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else []
-        rung = next((value for value in parameters if value in RUNGS), item.path.name)
-        item.add_marker(pytest.mark.xdist_group(rung))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import pytest
 
 from ladder.launch import ROOT
 
-pytestmark = pytest.mark.xdist_group("demos")  # their figures are made once
 RUNGS = sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py"))
 
 

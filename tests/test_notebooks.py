@@ -27,11 +27,7 @@ def kinds(cell: Any) -> list[list[str]]:
     ]
 
 
-# A worker of its own for each: they share no server, and starting a kernel takes seconds.
-APART = [pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem)) for file in NOTEBOOKS]
-
-
-@pytest.fixture(params=APART)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda file: file.stem)
 def file(request: pytest.FixtureRequest) -> Path:
     notebook: Path = request.param
     return notebook

@@ -2,7 +2,7 @@
 
 import { describeRung } from "./client.js";
 import { Heartbeat, Strip } from "./heartbeat.js";
-import { setText } from "./lane.js";
+import { setText } from "./dom.js";
 import { followLog } from "./log.js";
 import { fetchInParts, PartsMap } from "./parts.js";
 import { bytes } from "./sizes.js";
