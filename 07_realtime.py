@@ -1,11 +1,10 @@
 """Rung 07: server and client speak whenever they have something to say.
 
 Rung 06 answers, and only that: a client must ask to learn anything, again and again, and each question is
-a whole request. Three ways of staying connected mend that, and each has a price that a server must pay
-attention to:
+a whole request. Three ways of staying connected mend that, each at a price:
 
-- A WebSocket carries messages both ways. Each connection has a queue of its own, which is bounded, and a
-  task that empties it: a client that does not read fills its queue and is dropped, and nobody waits for it.
+- A WebSocket carries messages both ways. Each connection has a bounded queue and a task that empties it:
+  a client that does not read fills its queue and is dropped, and nobody waits for it.
 - Server-sent events go one way, over plain HTTP. Each has a number. A client that was cut off names the last
   one it has seen, and gets exactly those that it has missed.
 - Work that takes long says how it is going, and ends when nobody listens: a training run streams its loss,
@@ -19,13 +18,13 @@ attention to:
     python 07_realtime.py
     curl -N localhost:5000/stream/events
 
-What is still wrong: everything that is sent fits into one message. A video, a model file or a year of logs
-does not.
+What is still wrong: everything that is sent fits into one message; a video or a year of logs does not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.sse import format_sse_event
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ladder import demos, import_rung, realtime_scenes
@@ -46,7 +46,6 @@ from ladder.metrics import Meter, Metered
 from ladder.pages import describe
 from ladder.registry import Registry
 from ladder.server import serve_asgi, take_port
-from ladder.sse import format_event
 from ladder.trainer import Trainer
 from ladder.websockets import same_origin
 
@@ -145,7 +144,7 @@ class EventLog:
 
     def append(self, name: str, data: dict[str, Any]) -> None:
         self.last += 1
-        self.kept.append(format_event(data, name, self.id(self.last)))
+        self.kept.append(self.event(name, data, self.last))
         self.wake()
 
     def wake(self) -> None:
@@ -159,20 +158,23 @@ class EventLog:
     def id(self, number: int) -> str:
         return f"{self.run}-{number}"
 
+    def event(self, name: str, data: dict[str, Any], number: int) -> bytes:
+        return format_sse_event(event=name, data_str=json.dumps(data), id=self.id(number))
+
     async def follow(self, last_seen: str | None) -> AsyncGenerator[bytes]:
         """Everything after the last event that the client has seen; without one, everything from now on."""
         run, _, number = (last_seen or self.id(self.last)).rpartition("-")
         known = run == self.run and number.isdecimal() and int(number) <= self.last
         place = int(number) if known else 0
         # The number comes first, alone: who is cut off before the first event can come back all the same.
-        yield f"retry: 1000\nid: {self.id(place)}\n\n".encode()
+        yield format_sse_event(retry=1000, id=self.id(place))
         if not known:
-            yield format_event({"missed": None}, "gap", self.id(place))
+            yield self.event("gap", {"missed": None}, place)
         while not self.closed:
             while place < self.last:
                 oldest = self.last - len(self.kept) + 1
                 if place < oldest - 1:
-                    yield format_event({"missed": oldest - 1 - place}, "gap", self.id(oldest - 1))
+                    yield self.event("gap", {"missed": oldest - 1 - place}, oldest - 1)
                     place = oldest - 1
                 else:
                     place += 1
@@ -238,7 +240,6 @@ class Engine:
 
 def create_app(engine: Engine) -> FastAPI:
     """Rung 06's web side, and the paths of those who stay."""
-    rung = describe(__file__, __doc__)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncGenerator[None]:
@@ -272,7 +273,7 @@ def create_app(engine: Engine) -> FastAPI:
             raise HTTPException(403, "this origin may not train")
         return engine.trainer.stream(epochs)
 
-    app: FastAPI = rung_06.create_app(engine.predicting, rung, "page_realtime")
+    app: FastAPI = rung_06.create_app(engine.predicting, describe(__file__, __doc__), "page_realtime")
     app.include_router(router)
     app.add_middleware(Metered, meter=engine.meter)
     return app

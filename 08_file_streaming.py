@@ -43,7 +43,7 @@ from fastapi.sse import format_sse_event
 from starlette.requests import ClientDisconnect
 from werkzeug.http import http_date, parse_accept_header
 
-from ladder import demos, file_scenes
+from ladder import ROOT, demos, file_scenes
 from ladder.access_log import AccessLog
 from ladder.cli import DemoOptions, ListenConfig, option, parse, whole_number
 from ladder.errors import errors_in_one_line
@@ -53,7 +53,6 @@ from ladder.folder import Folder, Listed, OpenFile, Stored, attachment, check_na
 from ladder.follow import Follower
 from ladder.forms import files_in_form
 from ladder.http import EventStream, Stream
-from ladder.launch import ROOT
 from ladder.pages import add_page, describe
 from ladder.ranges import Unsatisfiable, content_range, multipart, parse_ranges
 from ladder.server import serve_asgi, take_port

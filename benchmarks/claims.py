@@ -28,8 +28,8 @@ from rich.console import Console
 
 from benchmarks import definitions
 from benchmarks.results_file import RESULTS
+from ladder import ROOT
 from ladder.errors import UserError, errors_in_one_line
-from ladder.launch import ROOT
 
 CLAIM = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<unit>[^\d<\n]{0,24})<!-- (?P<source>[^>]+?) -->")
 CHOSEN = "chosen"

@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.browser import chromium
 from benchmarks.webm import Frame, webm
-from ladder.launch import ROOT, running_rungs
+from ladder import ROOT
+from ladder.launch import running_rungs
 from ladder.scenes import STREAM, arrivals, warm_up
 from ladder.trace import Step
 

@@ -30,10 +30,11 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.table import Table
 
 from benchmarks.results_file import RESULTS, write_result
+from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
 from ladder.client import percentile
 from ladder.errors import errors_in_one_line
-from ladder.launch import ROOT, RungProcess, ServerProcess
+from ladder.launch import RungProcess, ServerProcess
 from ladder.linear import onednn_has_bfloat16
 from ladder.loading import load_model
 from ladder.scenes import observe

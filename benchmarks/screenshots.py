@@ -17,8 +17,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.browser import chromium
+from ladder import ROOT
 from ladder.errors import errors_in_one_line
-from ladder.launch import ROOT, running_rungs
+from ladder.launch import running_rungs
 
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")

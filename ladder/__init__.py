@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-RUNGS = str(Path(__file__).parent.parent)
+ROOT = Path(__file__).parent.parent
+"""The folder of the rungs."""
 
 
 def import_rung(name: str) -> ModuleType:
     """Another rung, for the part of it that is needed unchanged; its name is no Python identifier."""
-    if RUNGS not in sys.path:
-        sys.path.append(RUNGS)  # a notebook runs in a folder of its own
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # a notebook runs in a folder of its own
     return importlib.import_module(name)

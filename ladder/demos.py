@@ -168,7 +168,7 @@ def formatted(key: str, value: float | None) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key.endswith("_percent"):
-        return f"{value:.0f} %"
+        return f"{value:.1f} %"
     if key.endswith("_ratio"):
         return f"{value:.2f}"
     if key.endswith("_ms"):
@@ -179,8 +179,6 @@ def formatted(key: str, value: float | None) -> str:
             if value >= 10
             else f"{value:.1f} ms"
         )
-    if key.endswith("accuracy"):
-        return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.0f}"
 
 

@@ -10,11 +10,10 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
+from ladder import ROOT
 from ladder.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 READY = "ready: "
 
 

@@ -23,10 +23,11 @@ from typing import Annotated, Any
 
 import flask
 from fastapi import FastAPI, Request, Response
+from fastapi.sse import format_sse_event
 from pydantic import BaseModel, Field
 
+from ladder import ROOT
 from ladder.http import EventStream, log_failure
-from ladder.launch import ROOT
 
 MEDIA_TYPES = {
     ".css": "text/css",
@@ -166,7 +167,7 @@ async def collect(pieces: asyncio.Queue[Piece], clients: int) -> AsyncGenerator[
         while not pieces.empty():
             events.append(pieces.get_nowait())
         clients -= sum("ended" in event for event in events)
-        yield b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+        yield b"".join(format_sse_event(data_str=json.dumps(event)) for event in events)
 
 
 async def ask(

@@ -64,7 +64,7 @@ def thousand(digits: Digits, pixel: int = 0) -> list[list[float]]:
 
 
 VERSION_ROWS = {
-    "accuracy": "held-out digits read correctly",
+    "correct_percent": "held-out digits read correctly",
     "products": "multiplications a row",
     "kib": "memory of the weights, KiB",
     "single_ms": "a prediction over HTTP, median",
@@ -74,7 +74,7 @@ VERSION_ROWS = {
     "task_a_row_ms": "1000 rows in the process, one task a row",
     "passes_for_64": "passes for 64 batches at once (shared if the model is busy)",
     "users": "of 10,000 users, in this arm",
-    "arm_accuracy": "labels sent back for 200 of them: correct",
+    "arm_correct_percent": "labels sent back for 200 of them: correct",
     "swap_requests": f"answered while the default changed {SWAPS} times",
     "swap_failures": "of these, failed",
 }
@@ -91,7 +91,7 @@ async def version_figures(client: Predictions, version: str, rows: list[list[flo
     before = (await client.health())["calls"]
     await asyncio.gather(*(client.batch(rows[:10], version, "/async") for _ in range(64)))
     return {
-        "accuracy": float(np.mean(np.array(read) == held_out.labels)),
+        "correct_percent": 100 * float(np.mean(np.array(read) == held_out.labels)),
         "kib": info["bytes"] / 1024,
         "single_ms": 1000 * median(singles),
         "cached_ms": 1000 * median(again),
@@ -177,7 +177,11 @@ async def experiment(client: Predictions, digits: Digits, users: int = 200) -> d
             response.raise_for_status()
     async with client.session.get("/ab-test") as response:
         arms = (await response.json())["arms"]
-    return {version: {"arm_accuracy": arm["accuracy"]} for version, arm in arms.items() if arm["labelled"]}
+    return {
+        version: {"arm_correct_percent": 100 * arm["accuracy"]}
+        for version, arm in arms.items()
+        if arm["labelled"]
+    }
 
 
 async def show_versions(show: Show, url: str, users: Mapping[str, int]) -> None:
@@ -209,7 +213,7 @@ def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> Non
             positions = [number + 0.4 * place for number in range(len(ways))]
             bars = times.barh(positions, [column[way] for way in ways], height=0.38, label=version)
             times.bar_label(bars, fmt=" %.1f ms")
-            bar = errors.barh(version, 100 * (1 - column["accuracy"]), height=0.6)
+            bar = errors.barh(version, 100 - column["correct_percent"], height=0.6)
             errors.bar_label(bar, fmt=" %.1f %%")
         times.set_yticks([number + 0.2 for number in range(len(ways))], list(ways.values()))
         times.set(xlabel="milliseconds for 1000 rows", xscale="log")

@@ -1,4 +1,4 @@
-"""Server-sent events: writing them, and reading them by the rules of the HTML standard.
+"""Server-sent events, read by the rules of the HTML standard.
 
 Bytes arrive in pieces that know nothing of events, lines or characters. The parser takes pieces of any
 size and gives out each event when the blank line that ends it has arrived.
@@ -7,7 +7,6 @@ size and gives out each event when the blank line that ends it has arrived.
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,10 +56,3 @@ class EventParser:
         data, name = self._data, self._name
         self._data, self._name = [], ""
         return Event("\n".join(data), name or "message", self._id) if data else None
-
-
-def format_event(data: object, name: str = "", id: str = "") -> bytes:
-    """One event with a JSON object in it."""
-    lines = [f"id: {id}"] if id else []
-    lines += [f"event: {name}"] if name else []
-    return "\n".join([*lines, f"data: {json.dumps(data)}", "", ""]).encode()

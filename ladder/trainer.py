@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import torch
+from fastapi.sse import format_sse_event
 
 from ladder.engine import ServerStopping, Unavailable
 from ladder.fitting import Epoch, Fit
@@ -17,7 +19,6 @@ from ladder.http import EventStream, log_failure
 from ladder.predictor import load_digits
 from ladder.registry import Registry
 from ladder.schema import ErrorBody
-from ladder.sse import format_event
 
 
 class Trainer:
@@ -56,15 +57,16 @@ class Trainer:
                     raise ServerStopping
                 epoch = following
                 self.epochs += 1
-                yield format_event(asdict(epoch) | {"epochs": epochs}, name="epoch")
+                data = asdict(epoch) | {"epochs": epochs}
+                yield format_sse_event(event="epoch", data_str=json.dumps(data))
             assert epoch
             version = self._publish(fit, epoch)
             data = {"model": self._name, "version": version, "accuracy": epoch.accuracy}
-            yield format_event(data, name="trained")
-            yield b"data: [DONE]\n\n"
+            yield format_sse_event(event="trained", data_str=json.dumps(data))
+            yield format_sse_event(data_str="[DONE]")
         except Exception as error:
             log_failure(error)
-            yield format_event(ErrorBody.of(error).model_dump(), name="error")
+            yield format_sse_event(event="error", data_str=ErrorBody.of(error).model_dump_json())
 
     def _begin(self, epochs: int) -> Fit:
         torch.set_num_threads(1)  # the model is small, and others want to compute meanwhile

@@ -29,8 +29,9 @@ from flask import Flask
 from torch import Tensor
 from waitress.server import create_server
 
+from ladder import ROOT
 from ladder.client import DONE, Client, Measurement
-from ladder.launch import ROOT, RungProcess
+from ladder.launch import RungProcess
 from ladder.loading import BUNDLED, Model
 from ladder.model import Decoder, KVCache
 from ladder.server import ReadyServer, listen

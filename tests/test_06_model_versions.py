@@ -19,9 +19,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from ladder import ROOT
 from ladder.client import Client
 from ladder.errors import UserError
-from ladder.launch import ROOT
 from ladder.predictor import PREDICTORS, accuracy, read_index
 from tests.predicting import (
     HELD_OUT,

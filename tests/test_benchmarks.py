@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ladder.launch import ROOT
+from ladder import ROOT
 
 
 def test_overhead(tmp_path: Path) -> None:

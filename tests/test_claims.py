@@ -10,7 +10,7 @@ import pytest
 from benchmarks import claims, definitions
 from benchmarks.definitions import Request
 from benchmarks.results_file import RESULTS, save
-from ladder.launch import ROOT
+from ladder import ROOT
 
 PAGE = ROOT / "benchmarks" / "README.md"
 

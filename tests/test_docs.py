@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ladder.launch import ROOT
+from ladder import ROOT
 
 TEXT = (ROOT / "docs" / "how-vllm-does-it.md").read_text()
 COMPARISONS, SOURCES = TEXT.split("\n## What was read\n")

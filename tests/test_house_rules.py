@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ladder import ROOT
 from ladder.cli import ListenConfig
-from ladder.launch import ROOT
 from tests.support import SCRIPTS, import_rung
 
 RUNG_NAME = re.compile(r"\d\d_\w+")

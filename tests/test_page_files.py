@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.browser import MISSING, chromium, find_chromium
-from ladder.launch import ROOT, RungProcess
+from ladder import ROOT
+from ladder.launch import RungProcess
 
 CLIP = ROOT / "ladder" / "clips" / "batching.webm"
 

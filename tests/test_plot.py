@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.plot import FIGURE_MAKERS, Results, knee_of
 from benchmarks.results_file import RESULTS, save
-from ladder.launch import ROOT
+from ladder import ROOT
 from tests.support import one_line, run_python
 
 SCRIPT = str(ROOT / "benchmarks" / "plot.py")

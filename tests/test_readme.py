@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ladder.launch import ROOT, running_rungs
+from ladder import ROOT
+from ladder.launch import running_rungs
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -19,8 +19,8 @@ from benchmarks.metrics import Objective, Played, records, summary_of
 from benchmarks.results_file import save
 from benchmarks.run import read_options
 from benchmarks.scenarios import Server, keep_busy, past_the_knee, poisson, scenarios, send_at, turns
+from ladder import ROOT
 from ladder.client import Client, Measurement
-from ladder.launch import ROOT
 from ladder.loading import Model
 from tests.support import RUNGS, ServerPool, one_line, run_python, serving
 
