@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, pstdev
+from statistics import fmean, pstdev
 from typing import Any
 
-from ladder.client import Measurement, percentile
+from ladder.client import Measurement, median, percentile
 from ladder.scenes import Figures, Probe
 
 Record = dict[str, Any]

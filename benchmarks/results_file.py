@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,19 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(file: Path, command: str, result: dict[str, Any]) -> None:
-    head = {"command": command, "commit": commit(), "machine": describe_machine()}
-    save(file, {**head, **result})
+    head = {"command": command, "commit": commit(), "machine": describe_machine(), "versions": versions()}
+    save(file, {**head, "finished": now(), **result})
+
+
+def versions() -> dict[str, str]:
+    """Of what takes part in every measurement."""
+    return {
+        name: version(name) for name in ("torch", "transformers", "numpy", "fastapi", "uvicorn", "aiohttp")
+    }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def save(file: Path, content: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from benchmarks.metrics import Objective, Record, records, summary_of
-from benchmarks.results_file import RESULTS, commit, save
+from benchmarks.results_file import RESULTS, commit, now, save, versions
 from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
 from ladder.cli import DTYPES, OneLineParser, whole_number
 from ladder.client import Client
@@ -105,6 +105,7 @@ class Run:
             "command": command_of(options),
             "commit": commit(),
             "machine": describe_machine(),
+            "versions": versions(),
         }
         self.played: dict[tuple[Any, ...], list[Record]] = {}
         if self.file.exists():
@@ -112,9 +113,16 @@ class Run:
 
     def take_up(self, before: dict[str, Any]) -> None:
         """Only what the same command measured, on this machine, of these very programs."""
-        if {key: before[key] for key in self.told} == self.told:
-            for turn in before["turns"]:
-                self.played[tuple(turn["key"])] = turn["records"]
+        if different := [key for key in self.told if before.get(key) != self.told[key]]:
+            other = ", ".join(
+                f"another {key} ({before.get(key)})" for key in different if key in ("command", "commit")
+            )
+            raise UserError(
+                f"{os.path.relpath(self.file)} is what an interrupted run has left, of "
+                f"{other or 'another machine'}: go on with that one, or delete the file"
+            )
+        for turn in before["turns"]:
+            self.played[tuple(turn["key"])] = turn["records"]
 
     def model(self, scenario: str) -> str:
         return self.plan[scenario].model or str(self.options.model)
@@ -155,7 +163,7 @@ class Run:
             "summary": summary_of(runs),
             "runs": runs,
         }
-        save(options.output / f"{name}.json", {**self.told, **result})
+        save(options.output / f"{name}.json", {**self.told, "finished": now(), **result})
 
 
 SERIAL = ("01", "02", "02, whole")
@@ -330,8 +338,8 @@ async def check(url: str) -> None:
 def main() -> None:
     options = read_options()
     console = Console(highlight=False)
-    run = Run(options, planned(options))
     with errors_in_one_line("run.py"), unreachable_in_one_line(), ExitStack() as stack:
+        run = Run(options, planned(options))
         if options.url:
             asyncio.run(check(options.url))
         if run.played:

@@ -166,8 +166,9 @@ async def arrivals(server: Server, setting: Setting) -> Played:
 
 
 def past_the_knee(setting: Setting, runs: Sequence[Record]) -> bool:
-    """Where a lower rate kept most people waiting too long, a higher one shows nothing new."""
-    return any(run["request_rate"] < setting["request_rate"] and run["good_percent"] < 50 for run in runs)
+    """Where two lower rates kept most people waiting too long, a higher one shows nothing new."""
+    lower = [run["good_percent"] for run in runs if run["request_rate"] < setting["request_rate"]]
+    return sum(percent < 50 for percent in lower) >= 2
 
 
 async def loops(server: Server, setting: Setting) -> Played:
@@ -182,11 +183,17 @@ async def loops(server: Server, setting: Setting) -> Played:
 
 
 async def mixed(server: Server, setting: Setting) -> Played:
-    """Few long requests and many short ones, all at once."""
+    """Many short requests at once; then the same beside a few long ones."""
     long = server.requests(2, 64, setting["long_tokens"])
     short = server.requests(8, 16, 8)
+    alone = await observe(server.url, short, interval=None)
     seen = await observe(server.url, [*long, *short], interval=None)
-    return Played({"short": seen.measurements[2:], "long": seen.measurements[:2]})
+    groups = {
+        "short alone": alone.measurements,
+        "short": seen.measurements[2:],
+        "long": seen.measurements[:2],
+    }
+    return Played(groups)
 
 
 async def long_prompt(server: Server, setting: Setting) -> Played:
@@ -244,7 +251,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
             loops,
             [{"label": "loops", "num_prompts": 8 if quick else 32}],
             rounds,
-            ["02"] if quick else ["02", "04"],
+            ["02"] if quick else ["01", "02", "04"],
         ),
         "mixed": Scenario(mixed, [{"label": "mixed", "long_tokens": 64 if quick else 128}], rounds),
         "long_prompt": Scenario(
@@ -283,9 +290,9 @@ def levels(quick: bool) -> list[Setting]:
 
 
 def rates(quick: bool) -> list[Setting]:
-    each_second, seconds = ((2, 6, 12), 2) if quick else ((1, 2, 4, 6, 8, 12, 16), 15)
+    each_second, seconds = ((2, 4, 12), 2) if quick else ((0.5, 1, 2, 4, 6, 8, 12, 16), 12)
     return [
-        {"label": str(rate), "request_rate": rate, "num_prompts": max(8, rate * seconds)}
+        {"label": str(rate), "request_rate": rate, "num_prompts": max(8, round(rate * seconds))}
         for rate in each_second
     ]
 

@@ -9,10 +9,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+WIDE = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+"""The instructions that decide how fast a product is, by their names in Linux; elsewhere none is told."""
+
 
 def describe_machine() -> dict[str, str | int]:
     return {
         "processor": processor(),
+        "instructions": " ".join(sorted(WIDE & set(cpuinfo("flags").split()))),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -22,14 +26,19 @@ def describe_machine() -> dict[str, str | int]:
 
 def processor() -> str:
     """The processor's name as its maker writes it, where the system tells."""
+    return cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpuinfo(field: str) -> str:
+    """What the system tells about its first processor, where it does."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            if name.strip() == "model name":
+            if name.strip() == field:
                 return value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def command_line() -> str:

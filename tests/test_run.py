@@ -149,7 +149,9 @@ def test_every_rung_is_measured_by_the_script(tmp_path: Path) -> None:
     assert list(measured["summary"]) == [script[:2] for script in RUNGS]
     for run in measured["runs"]:
         assert run["failed"] == 0
-        assert run["completed"] == len(run["ttfts"]) == {"short": 8, "long": 2}[run["group"]]
+        assert (
+            run["completed"] == len(run["ttfts"]) == {"short alone": 8, "short": 8, "long": 2}[run["group"]]
+        )
         assert run["total_output_tokens"] == sum(run["output_lens"])
         streamed = run["contender"] != "01"
         assert [len(gaps) for gaps in run["itls"]] == [
@@ -172,6 +174,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(pool: ServerPool, tmp_path:
     assert "the same command goes on from there" in shown
     kept = json.loads((tmp_path / "unfinished.json").read_text())["turns"]
     assert len(kept) >= 4
+
+    another = run_python(SCRIPT, *flags[:-1])
+    assert another.returncode == 1
+    assert "go on with that one, or delete the file" in one_line(another.stderr)
 
     second = run_python(SCRIPT, *flags)
     assert (second.returncode, second.stderr) == (0, "")
