@@ -10,6 +10,10 @@ In a text a measured number is followed by a comment that no reader sees:
 The comment is a path into `benchmarks/results/burst.json`. ` over ` divides by a second path, or by a number:
 `<!-- burst/… over 1000 -->` makes seconds of milliseconds. The number keeps the decimals that it has in the
 text. A number that is chosen, not measured, says so: `50 ms<!-- chosen -->`. The unit may stand between.
+
+A sentence that says which of two is the lesser holds only as long as the results say so too:
+
+    With chunks the others wait less<!-- long_prompt/…/04/… less than long_prompt/…/04, whole/… -->.
 """
 
 from __future__ import annotations
@@ -31,12 +35,25 @@ from benchmarks.results_file import RESULTS
 from ladder import ROOT
 from ladder.errors import UserError, errors_in_one_line
 
-CLAIM = re.compile(r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<unit>[^\d<\n]{0,24})<!-- (?P<source>[^>]+?) -->")
+CLAIM = re.compile(
+    r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<unit>[^\d<\n]{0,24})<!-- (?P<source>(?:(?! less than )[^>])+?) -->"
+)
 CHOSEN = "chosen"
+COMPARED = re.compile(r"<!-- (?P<less>[^>]+?) less than (?P<more>[^>]+?) -->")
 
-UNITS = r"(?:ms|s|min|tokens/s|requests/s|tokens a second|a second|times|%|per cent|MB)"
-MEASURED = re.compile(rf"(?<![\w.,-])\d[\d,]*(?:\.\d+)? ?{UNITS}(?![\w/])")
-"""A number with a unit of something that is measured."""
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+UNITS = (
+    r"µs|ms|s|min|times|%|per cent|passes|bytes|MiB|MB|GB"
+    r"|tokens/s|requests/s|tokens a second|a second"
+)
+MEASURED = re.compile(rf"(?<![\w.,-]){NUMBER} ?(?:{UNITS})(?![\w/])|(?<=\|) *(?!0\d){NUMBER} *(?=\|)")
+"""A number with a unit of something that is measured, or alone in a cell of a table."""
+
+ELSEWHERE = {
+    "training": ROOT / "training" / "report.json",
+    "predictors": ROOT / "ladder" / "predictors" / "index.json",
+}
+"""Results that do not lie with the others."""
 
 
 class NotMeasured(Exception):
@@ -54,6 +71,21 @@ class Claim:
         return f"{value_of(self.source, folder):,.{decimals}f}"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    less: str
+    more: str
+
+    def holds(self, folder: Path = RESULTS) -> bool:
+        try:
+            return value_of(self.less, folder) < value_of(self.more, folder)
+        except NotMeasured:
+            return False
+
+    def __str__(self) -> str:
+        return f"{self.less} is not less than {self.more}"
+
+
 def value_of(source: str, folder: Path = RESULTS) -> float:
     path, _, divisor = source.partition(" over ")
     value = look_up(path, folder)
@@ -66,7 +98,9 @@ def look_up(path: str, folder: Path) -> float:
     name, *keys = path.split("/")
     try:
         found: Any = (
-            definitions.compute(folder) if name == "definitions" else result_of(folder / f"{name}.json")
+            definitions.compute(folder)
+            if name == "definitions"
+            else result_of(ELSEWHERE.get(name, folder / f"{name}.json"))
         )
         for key in keys:
             found = found[int(key)] if isinstance(found, list) else found[key]
@@ -88,6 +122,10 @@ def claims_in(text: str) -> list[Claim]:
     ]
 
 
+def comparisons_in(text: str) -> list[Comparison]:
+    return [Comparison(match["less"], match["more"]) for match in COMPARED.finditer(text)]
+
+
 def wrong(text: str, folder: Path = RESULTS) -> list[str]:
     """What a text says that was not measured so, a line each."""
     found = []
@@ -99,13 +137,21 @@ def wrong(text: str, folder: Path = RESULTS) -> list[str]:
             continue
         if claim.text != right:
             found.append(f"{claim.text} should be {right} ({claim.source})")
-    return found
+    return found + [str(claim) for claim in comparisons_in(text) if not claim.holds(folder)]
 
 
 def without_source(text: str) -> list[str]:
     """Numbers with a unit of measurement that do not say where they come from, code left out."""
-    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
-    return MEASURED.findall(CLAIM.sub("", prose))
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", prose_of(text), flags=re.DOTALL)
+    return [number.strip() for number in MEASURED.findall(CLAIM.sub("", prose))]
+
+
+def prose_of(text: str) -> str:
+    """Of a notebook, what stands between its cells of code; any other text is all prose."""
+    if not text.startswith("{"):
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells)
 
 
 def filled_in(text: str, folder: Path = RESULTS) -> str:

@@ -1,0 +1,286 @@
+"""Choices that were made for the engine's sake, each beside what was not chosen; NOTES.md explains them.
+
+    python -m benchmarks.choices [--rounds 15]
+
+The alternatives of a choice take turns; a figure is the median of the rounds, in milliseconds. Steps are
+those of `random:smollm2-135m`, each request with 64 tokens behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.products import LAYERS, SHAPES, make_layers
+from benchmarks.products import seconds as seconds_of_products
+from benchmarks.results_file import RESULTS, write_result
+from ladder import linear
+from ladder.cli import whole_number
+from ladder.client import median
+from ladder.errors import errors_in_one_line
+from ladder.linear import Linear
+from ladder.loading import load_model
+from ladder.model import Decoder
+
+MODEL = "random:smollm2-135m"
+BEHIND = 64
+"""Tokens of each request that are in the cache already."""
+
+Seconds = Callable[[], float]
+Choice = Mapping[str, Seconds]
+"""By name, what was chosen and what was not; each does its work once and says how long it took."""
+
+
+def timed(work: Callable[[], object], times: int = 1) -> Seconds:
+    def seconds() -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            work()
+        return (time.perf_counter() - started) / times
+
+    return seconds
+
+
+@contextmanager
+def having(place: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def step(decoder: Decoder, slots: Sequence[int]) -> Seconds:
+    """A token for each of these slots; they are as long before every step as before the first."""
+    cache = decoder.new_cache(max(slots) + 1, 2 * BEHIND)
+    dtype = decoder.cache_dtype
+
+    def decode() -> None:
+        for slot in slots:
+            cache.lengths[slot] = BEHIND
+        with having(decoder, "cache_dtype", dtype):
+            decoder.decode(cache, slots, [1] * len(slots))
+
+    return timed(decode)
+
+
+def step_with_cache(decoder: Decoder, dtype: torch.dtype, rows: int) -> Seconds:
+    with having(decoder, "cache_dtype", dtype):
+        return step(decoder, range(rows))
+
+
+def prompts(decoder: Decoder, wide: int) -> Seconds:
+    """Four prompts of 64 tokens in a pass; from `wide` rows on, bfloat16 products are done in float32."""
+    cache = decoder.new_cache(4, BEHIND)
+
+    def prefill() -> None:
+        cache.lengths = [0] * 4
+        with having(linear, "WIDE", wide):
+            decoder.prefill(cache, range(4), [[1] * BEHIND] * 4)
+
+    return timed(prefill)
+
+
+def first_prompt(decoder: Decoder, written: bool) -> Seconds:
+    """The first request of a server, whose cache was written to before, or only promised by the system."""
+
+    def seconds() -> float:
+        cache = decoder.new_cache(32, 1024)
+        if not written:
+            memory = np.zeros(cache.data.nbytes, dtype=np.uint8)
+            cache.data = torch.from_numpy(memory).view(decoder.cache_dtype).view(cache.data.shape)
+        return timed(lambda: decoder.prefill(cache, [0], [[1] * BEHIND]))()
+
+    return seconds
+
+
+def collection(frozen: bool) -> Seconds:
+    """A full collection of everything that a loaded server has in memory."""
+
+    def seconds() -> float:
+        if frozen:
+            gc.freeze()
+        try:
+            return timed(gc.collect)()
+        finally:
+            gc.unfreeze()
+
+    return seconds
+
+
+def products(make: Callable[[Tensor, None], Linear], dtype: torch.dtype, rows: int) -> Seconds:
+    layers = make_layers(dtype, make)
+    return lambda: seconds_of_products(layers, dtype, rows)
+
+
+def int8_by(engine: str) -> Callable[[Tensor, None], Linear]:
+    def make(weight: Tensor, bias: None) -> Linear:
+        with having(linear, "INT8_ENGINES", (engine,)):
+            return linear.make_linear(weight, bias, int8=True)
+
+    return make
+
+
+def weight_only_int8(weight: Tensor, _: None) -> Linear:
+    scales = weight.float().abs().amax(dim=1) / 127
+    packed = (weight.float() / scales[:, None]).round().to(torch.int8)
+    scales = scales.to(weight.dtype)
+    return lambda x: torch._weight_int8pack_mm(x, packed, scales)
+
+
+def packed_float32(weight: Tensor, _: None) -> Linear:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda x: product(x, packed, None, "none", [], "")
+
+
+def plain_float32(weight: Tensor, _: None) -> Linear:
+    return lambda x: F.linear(x, weight)
+
+
+def norm_by_hand(x: Tensor, weight: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def attention_by_hand(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = query @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+    return scores.softmax(-1) @ values
+
+
+def choices() -> dict[str, Choice]:
+    """What was chosen stands first."""
+    dtypes = ("int8", "bfloat16", "float32")
+    models = {dtype: load_model(MODEL, dtype=dtype, device="cpu").decoder for dtype in dtypes}
+    eight, sixteen = models["int8"], models["bfloat16"]
+    logits = torch.randn(16, 49152)
+    half = logits.bfloat16()
+    x, weight = torch.randn(16, 576), torch.randn(576)
+    query, keys = torch.randn(16, 3, 3, 64), torch.randn(16, 3, 2 * BEHIND, 64)
+    return {
+        "weights, 16 rows": {name: step(decoder, range(16)) for name, decoder in models.items()},
+        "bfloat16 prompts, 4 of 64": {
+            "products in float32": prompts(sixteen, linear.WIDE),
+            "products in bfloat16": prompts(sixteen, 10**9),
+        },
+        "greedy, float32": {
+            "numpy": timed(lambda: logits.numpy().argmax(axis=-1)),
+            "torch": timed(lambda: logits.argmax(dim=-1)),
+        },
+        "greedy, bfloat16": {
+            "numpy": timed(lambda: half.float().numpy().argmax(axis=-1)),
+            "torch": timed(lambda: half.argmax(dim=-1)),
+        },
+        **{
+            f"keys and values under int8, {rows} rows": {
+                "bfloat16": step_with_cache(eight, torch.bfloat16, rows),
+                "float32": step_with_cache(eight, torch.float32, rows),
+            }
+            for rows in (16, 32)
+        },
+        "slots, 16 rows": {
+            "the first": step(eight, range(16)),
+            "every second": step(eight, range(0, 32, 2)),
+        },
+        "memory of the cache, first prompt": {
+            "written": first_prompt(eight, written=True),
+            "promised": first_prompt(eight, written=False),
+        },
+        "a full collection": {"frozen": collection(True), "not frozen": collection(False)},
+        "int8 products, 16 rows": {
+            "x86": products(int8_by("x86"), torch.float32, 16),
+            "onednn": products(int8_by("onednn"), torch.float32, 16),
+            "weights only": products(weight_only_int8, torch.bfloat16, 16),
+        },
+        **{
+            f"float32 products, {rows} rows": {
+                "F.linear": products(plain_float32, torch.float32, rows),
+                "packed for oneDNN": products(packed_float32, torch.float32, rows),
+            }
+            for rows in (1, 4)
+        },
+        "norm, 16 rows": {
+            "F.rms_norm": timed(lambda: F.rms_norm(x, (576,), weight, 1e-5), 100),
+            "by hand": timed(lambda: norm_by_hand(x, weight), 100),
+        },
+        "attention, 16 rows": {
+            "scaled_dot_product_attention": timed(
+                lambda: F.scaled_dot_product_attention(query, keys, keys), 100
+            ),
+            "two products": timed(lambda: attention_by_hand(query, keys, keys), 100),
+        },
+    }
+
+
+@torch.inference_mode()
+def measure(rounds: int, console: Console) -> dict[str, dict[str, float]]:
+    all_choices = choices()
+    found = {name: {way: list[float]() for way in choice} for name, choice in all_choices.items()}
+    for number in track(range(rounds + 1), "measuring", console=console, transient=True):
+        for name, choice in all_choices.items():
+            for way, seconds in choice.items():
+                took = 1000 * seconds()
+                if number > 0:  # the first round is the warm-up
+                    found[name][way].append(took)
+    return {name: {way: median(took) for way, took in ways.items()} for name, ways in found.items()}
+
+
+def with_a_second_thread(rounds: int) -> dict[str, float]:
+    """A step in the thread that has always run them; then in another, while the first one's helpers live on.
+
+    What a process has once started it cannot undo, so this comes last, and in this order.
+    """
+    decoder = load_model(MODEL, dtype="int8", device="cpu").decoder
+    one_step = step(decoder, range(16))
+    with torch.inference_mode():
+        alone = median([one_step() for _ in range(rounds)])
+
+    def in_another() -> float:
+        with torch.inference_mode():
+            return median([one_step() for _ in range(rounds)])
+
+    with ThreadPoolExecutor(1) as other:
+        return {"one thread": 1000 * alone, "a second thread": 1000 * other.submit(in_another).result()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "choices.json", help="file for the figures")
+    options = parser.parse_args()
+    console = Console()
+    with errors_in_one_line("benchmarks.choices"):
+        milliseconds = measure(options.rounds, console)
+        milliseconds["threads that run torch, 16 rows"] = with_a_second_thread(options.rounds)
+    table = Table("", "", "ms")
+    for name, ways in milliseconds.items():
+        for way, took in ways.items():
+            table.add_row(name, way, f"{took:.3f}")
+    console.print(table)
+    result = {
+        "model": MODEL,
+        "threads": torch.get_num_threads(),
+        "layers": LAYERS,
+        "shapes": SHAPES,
+        "milliseconds": milliseconds,
+    }
+    write_result(options.output, f"python -m benchmarks.choices --rounds {options.rounds}", result)
+    console.print(f"figures: {os.path.relpath(options.output)}")
+
+
+if __name__ == "__main__":
+    main()
