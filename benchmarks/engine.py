@@ -20,8 +20,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.results_file import RESULTS, write_result
 from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
-from ladder.client import percentile
+from ladder.client import Completions, median, percentile
 from ladder.errors import errors_in_one_line
 from ladder.launch import RungProcess, ServerProcess
 from ladder.linear import onednn_has_bfloat16
@@ -49,8 +49,18 @@ RUNGS = {
     "05": ("05_async_scheduling.py",),
     "05 overlapped": ("05_async_scheduling.py", "--loop", "overlapped"),
 }
-PEERS = ("bare", "transformers", "handmade")
-RATIOS = (("04", "02"), ("04", "transformers"), ("05", "bare"), ("05", "04"), ("03", "02"))
+LLAMA_CPP = "llama.cpp"
+PEERS = ("bare", "transformers", "handmade", LLAMA_CPP)
+NEEDS = {LLAMA_CPP: "xllamacpp"}
+"""What must have been installed for a peer; without it the others are measured."""
+RATIOS = (
+    ("04", "02"),
+    ("04", "transformers"),
+    ("04", LLAMA_CPP),
+    ("05", "bare"),
+    ("05", "04"),
+    ("03", "02"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class OverHttp:
         seen = await observe(self.url, crowd, interval=PROBE_INTERVAL if probing else None)
         assert all(one.done for one in seen.measurements)
         # The hand-made server sends pieces of text, not tokens; its requests all have the same number.
-        assert not probing or all(len(one.token_ids) == OUTPUT_TOKENS for one in seen.measurements)
+        assert self.name == "handmade" or all(one.tokens == OUTPUT_TOKENS for one in seen.measurements)
         return Burst(
             self.name,
             clients,
@@ -133,13 +143,16 @@ def contenders(names: Sequence[str], model: str, dtype: str, console: Console) -
                 else:
                     server = start_server(name, model, dtype)
                     stack.callback(server.close)
-                    started.append(OverHttp(name, server.wait_ready()))
+                    path = Completions.path if name == LLAMA_CPP else ""
+                    started.append(OverHttp(name, server.wait_ready() + path))
         yield started
 
 
 def start_server(name: str, model: str, dtype: str) -> ServerProcess:
     if name == "handmade":
         return ServerProcess("-m", "benchmarks.peers", name, model, dtype)
+    if name == LLAMA_CPP:
+        return ServerProcess("-m", "benchmarks.llama_cpp", model, dtype)
     script, *flags = RUNGS[name]
     return RungProcess(script, [*flags, "--model", model, "--dtype", dtype, "--device", "cpu"])
 
@@ -231,8 +244,9 @@ def main() -> None:
     parser.add_argument("--dtype", default=best, choices=DTYPES, help="default here: %(default)s")
     parser.add_argument("--rounds", type=whole_number(1), default=5, help="default: %(default)s")
     parser.add_argument("--concurrency", type=whole_number(1, 32), nargs="+", default=[1, 4, 16, 32])
+    installed = [name for name in names if name not in NEEDS or find_spec(NEEDS[name])]
     parser.add_argument(
-        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+        "--only", nargs="+", choices=names, default=installed, metavar="NAME", help=", ".join(names)
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "engine.json", help="file for the samples")
     options = parser.parse_args()
