@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +159,7 @@ def norm_by_hand(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def attention_by_hand(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    scores = query @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = query @ keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
     return scores.softmax(-1) @ values
 
 

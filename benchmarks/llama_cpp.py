@@ -1,6 +1,6 @@
 """llama.cpp's server with the very weights that the rungs run, so that it can be held to the same ruler.
 
-    pip install xllamacpp gguf
+    pip install --editable '.[peers]'
     python -m benchmarks.llama_cpp random:smollm2-135m int8      says `ready: URL`
     python benchmarks/run.py --url URL/v1/completions --name llama.cpp
 
@@ -127,7 +127,7 @@ def serve(file: Path) -> Any:
     params.cache_ram_mib = 0
     threads = torch.get_num_threads()
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = 0
     return xllamacpp.Server(params)
 
@@ -139,7 +139,7 @@ def main() -> None:
         if RANDOM_SHAPES.get(shape, {}).get("model_type") != "llama":
             raise UserError(f"{model}: only a random model of Llama's architecture is converted here")
         if missing := [name for name in ("xllamacpp", "gguf") if find_spec(name) is None]:
-            raise UserError(f"{' and '.join(missing)} must be installed: pip install xllamacpp gguf")
+            raise UserError(f"{' and '.join(missing)} must be installed: pip install --editable '.[peers]'")
         checkpoint = Path(folder)
         save_checkpoint(shape, checkpoint)
         write_gguf(checkpoint, checkpoint / "model.gguf", dtype)

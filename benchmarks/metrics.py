@@ -7,6 +7,7 @@ that were measured (nearest rank), where numpy, and so vLLM, interpolates.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -135,7 +136,10 @@ Summary = dict[str, dict[str, dict[str, Figures]]]
 
 
 def summary_of(runs: Sequence[Record]) -> Summary:
-    """Contender, then setting, then figure: the median of the rounds, the least and the most."""
+    """Contender, then setting, then figure: the median of the rounds, the least and the most.
+
+    Of two rounds the median is what lies between them: neither is the better witness.
+    """
     rounds: dict[tuple[str, str], list[Record]] = {}
     for run in runs:
         label = " ".join(part for part in (run["label"], run.get("group", "")) if part)
@@ -143,7 +147,7 @@ def summary_of(runs: Sequence[Record]) -> Summary:
     summary: Summary = {}
     for (contender, label), same in rounds.items():
         summary.setdefault(contender, {})[label] = {
-            key: {"median": median(values), "min": min(values), "max": max(values)}
+            key: {"median": statistics.median(values), "min": min(values), "max": max(values)}
             for key in same[0]
             if key != "round" and isinstance(same[0][key], int | float)
             for values in [[run[key] for run in same if key in run]]

@@ -167,8 +167,8 @@ async def arrivals(server: Server, setting: Setting) -> Played:
 
 def past_the_knee(setting: Setting, runs: Sequence[Record]) -> bool:
     """Where two lower rates kept most people waiting too long, a higher one shows nothing new."""
-    lower = [run["good_percent"] for run in runs if run["request_rate"] < setting["request_rate"]]
-    return sum(percent < 50 for percent in lower) >= 2
+    lower = [run for run in runs if run["request_rate"] < setting["request_rate"]]
+    return len([run for run in lower if run["good_percent"] < 50]) >= 2
 
 
 async def loops(server: Server, setting: Setting) -> Played:

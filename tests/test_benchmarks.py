@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ladder import ROOT
+from ladder.client import Client, Completions
+from ladder.launch import ServerProcess, running_rungs
 
 
 def test_overhead(tmp_path: Path) -> None:
@@ -41,6 +48,33 @@ def test_engine(tmp_path: Path, endless: Path) -> None:
     assert result["summary"]["ratios"].keys() == {"04 / 02", "04 / transformers"}
     assert all(burst["tokens_per_second"] > 0 for burst in result["samples"])
     assert "04 / transformers" in done.stdout
+
+
+def test_llama_cpp_runs_the_very_weights_of_the_rungs() -> None:
+    pytest.importorskip("xllamacpp")
+    prompt = {"prompt": " a a a a", "max_tokens": 8, "temperature": 0}
+    server = ServerProcess("-m", "benchmarks.llama_cpp", "random:smollm2-135m", "float32")
+    with (
+        closing(server),
+        running_rungs(
+            ("02_async_streaming.py", ["--model", "random:smollm2-135m", "--dtype", "float32"])
+        ) as (rung,),
+    ):
+        texts = [asyncio.run(text_of(url, prompt)) for url in (rung, server.wait_ready() + Completions.path)]
+    assert texts[0] == texts[1] != ""
+
+
+async def text_of(url: str, prompt: dict[str, Any]) -> str:
+    async with Client(url) as client:
+        return (await client.generate(**prompt)).text
+
+
+def test_what_llama_cpp_is_not_given_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "benchmarks.llama_cpp", "random:qwen3-0.6b", "int8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "only a random model of Llama's architecture" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_products(tmp_path: Path) -> None:
