@@ -75,6 +75,12 @@ class Model:
             number: Version(version.about, version.held_out, partial(load_predictor, folder, entry, version))
             for number, version in entry.versions.items()
         }
+        self._last = max(int(number[1:]) for number in self.versions)
+
+    def next_number(self) -> str:
+        """Never one that another version had: caches and clients keep what was answered under it."""
+        self._last += 1
+        return f"v{self._last}"
 
     @property
     def offered(self) -> list[str]:
@@ -192,9 +198,9 @@ class Registry:
 
     def add(self, name: str, predictor: Predictor, about: str, held_out: float) -> str:
         """A further version, from memory: `latest` from now on."""
-        versions = self.model(name).versions
-        number = f"v{1 + max(int(known[1:]) for known in versions)}"
-        versions[number] = Version(about, held_out, predictor=predictor)
+        model = self.model(name)
+        number = model.next_number()
+        model.versions[number] = Version(about, held_out, predictor=predictor)
         self.changed("loaded", f"{name} {number}")
         return number
 

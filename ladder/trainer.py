@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -29,7 +28,7 @@ class Trainer:
         self._name = name
         self._max_trained = max_trained
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
-        self._trained: deque[str] = deque()
+        self._trained: list[str] = []
         self._stopping = False
         self.running = False
         self.epochs = 0
@@ -79,10 +78,9 @@ class Trainer:
         """Offer the new model, and let the oldest of its kind go, unless it is the default."""
         about = f"one hidden layer of 256, trained while serving, {epoch.epoch} epochs"
         version = self._registry.add(self._name, fit.predictor(), about, epoch.accuracy)
-        self._trained.append(version)
         model = self._registry.model(self._name)
-        old = [number for number in self._trained if number in model.versions and number != model.default]
+        self._trained = [number for number in (*self._trained, version) if number in model.versions]
+        old = [number for number in self._trained if number != model.default]
         for number in old[: -self._max_trained]:
             self._registry.unload(self._name, number)
-            self._trained.remove(number)
         return version

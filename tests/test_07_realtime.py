@@ -502,6 +502,19 @@ def test_of_many_trained_versions_the_oldest_go_unless_one_is_the_default() -> N
         assert list(engine.registry.models["digits"].versions) == ["v1", "v2", "v3", "v6", "v7"]
 
 
+def test_a_number_is_given_once() -> None:
+    """What was answered by a version that is gone must not be taken for what its successor says."""
+    with engine_serving(rung, max_trained=2) as (engine, server):
+        training(server, 1)
+        told = [server.request("POST", "/predict?version=v3", question().encode()).status]
+        told.append(server.request("DELETE", "/models/digits/versions/v3").status)
+        trained = [json.loads(training(server, 1)[-2].data)["version"] for _ in range(3)]
+        told.append(server.request("POST", "/predict?version=v3", question().encode()).status)
+        assert told == [200, 200, 404]
+        assert trained == ["v4", "v5", "v6"]
+        assert list(engine.registry.models["digits"].versions) == ["v1", "v2", "v5", "v6"]
+
+
 @pytest.mark.parametrize("epochs", ["0", "201", "-1", "x", "1.5"])
 def test_a_training_is_bounded(server: RungServer, epochs: str) -> None:
     assert server.request("POST", f"/train/stream?epochs={epochs}", b"").status == 422
