@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import psutil
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request
 
 from ladder import demos, import_rung
 from ladder import prediction_scenes as scenes
@@ -46,7 +46,7 @@ from ladder.cli import DemoOptions, PredictionConfig, parse
 from ladder.coalescing import Coalescer
 from ladder.engine import ServerStopping, Unavailable
 from ladder.errors import errors_in_one_line
-from ladder.experiment import Books, ExperimentReport
+from ladder.experiment import Books, add_books
 from ladder.http import EventStream, answer_errors_in_our_shape
 from ladder.pages import Rung, add_page, describe
 from ladder.predictor import Outcome, Predictor, Rows
@@ -78,6 +78,11 @@ class Lease(NamedTuple):
 
     def names(self) -> dict[str, str]:
         return {name: getattr(self, name) for name in self._fields[:-1]}
+
+
+def cache_key(lease: Lease, rows: Rows) -> object:
+    """Not under "latest", which is another version tomorrow."""
+    return lease.model, lease.model_version, rows.tobytes()
 
 
 class Cache:
@@ -156,8 +161,11 @@ class Engine:
         async def compute() -> Outcome:
             return (await self.coalescer.predict(lease.predictor, rows))[0]
 
-        # Not under "latest", which is another version tomorrow.
-        return await self.cache.get((lease.model, lease.model_version, rows.tobytes()), compute)
+        return await self.cache.get(cache_key(lease, rows), compute)
+
+    def knows(self, lease: Lease, features: Sequence[float]) -> bool:
+        """Whether `predict` would have nothing to compute."""
+        return cache_key(lease, wire.to_rows(lease.predictor, [features], "features")) in self.cache.entries
 
     async def events(self, work: tuple[Lease, Rows]) -> AsyncGenerator[wire.RowEvent]:
         """One row after the other; whoever has left gets no further one computed."""
@@ -209,6 +217,7 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
     answer_errors_in_our_shape(app)
     add_page(app, rung, "page_models", *pages)
     add_registry(app, engine.registry)
+    add_books(app, engine.books, MAIN, engine.config.split)
 
     @app.post("/predict")
     @app.post("/models/{name}/predict")
@@ -237,11 +246,14 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
 
     @app.post("/predict/ab-test")
     async def predict_ab_test(body: wire.PredictionInput, user_id: wire.UserId) -> wire.ExperimentPrediction:
-        """The version is the user's own, always the same one."""
-        started = time.perf_counter()
-        async with engine.using(MAIN, arm_of(user_id, engine.config)) as leased:
+        """The version is the user's own, always the same one; while it is unloaded, the default stands in."""
+        started, arm = time.perf_counter(), arm_of(user_id, engine.config)
+        takes_part = engine.registry.offers(MAIN, arm)
+        async with engine.using(MAIN, arm if takes_part else "default") as leased:
+            computed = not engine.knows(leased, body.features)
             outcome = await engine.predict(leased, body.features)
-        number = engine.books.enter(leased.model_version, outcome.prediction, time.perf_counter() - started)
+        seconds = time.perf_counter() - started if computed else None
+        number = engine.books.enter(arm, outcome.prediction, seconds) if takes_part else None
         return wire.ExperimentPrediction(
             prediction=outcome.prediction,
             confidence=outcome.confidence,
@@ -250,27 +262,10 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
             **leased.names(),
         )
 
-    @app.post("/feedback", status_code=204)
-    async def feedback(body: wire.Feedback) -> None:
-        """What a prediction of the experiment should have been."""
-        if not engine.books.label(body.prediction_id, body.label):
-            raise HTTPException(404, "no prediction of that id waits for its label")
-
-    @app.get("/ab-test")
-    async def experiment() -> ExperimentReport:
-        """How the two versions of the experiment have done so far."""
-        return engine.books.report(MAIN, engine.config.split)
-
     @app.get("/health")
     async def health() -> wire.PredictionHealth:
         """Alive, and how busy."""
         return engine.health(rung.number)
-
-    @app.get("/ready")
-    async def ready(response: Response) -> dict[str, str]:
-        """Whether a prediction would be answered now: a load balancer should ask this, not /health."""
-        response.status_code = 200 if engine.registry.loaded else 503
-        return {"status": "ready" if engine.registry.loaded else "loading"}
 
     return app
 

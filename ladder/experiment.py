@@ -1,4 +1,7 @@
-"""The books of an A/B experiment: who was answered by which version, how fast, and how often rightly."""
+"""The books of an A/B experiment: who was answered by which version, how fast, and how often rightly.
+
+What the cache had says nothing about how fast a version is: it counts as a request, but not in the latency.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
 from ladder.client import percentile
+from ladder.predictions import Feedback
 
 REMEMBERED = 10_000
 """Predictions that still wait for their label, and latencies of each version; the oldest go first."""
@@ -18,6 +23,7 @@ class ArmReport(BaseModel):
     """What is known of one version; None where nothing is known yet."""
 
     requests: int
+    computed: int
     labelled: int
     correct: int
     accuracy: float | None
@@ -36,6 +42,7 @@ class ExperimentReport(BaseModel):
 @dataclass
 class Arm:
     requests: int = 0
+    computed: int = 0
     labelled: int = 0
     correct: int = 0
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -43,6 +50,7 @@ class Arm:
     def report(self) -> ArmReport:
         return ArmReport(
             requests=self.requests,
+            computed=self.computed,
             labelled=self.labelled,
             correct=self.correct,
             accuracy=self.correct / self.labelled if self.labelled else None,
@@ -57,11 +65,16 @@ class Books:
         self.arms = {version: Arm() for version in (control, challenger)}
         self._unlabelled: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
-    def enter(self, version: str, prediction: float, seconds: float) -> str:
-        """Note a prediction; its number, which nobody can guess, is for the feedback."""
+    def enter(self, version: str, prediction: float, seconds: float | None) -> str:
+        """Note a prediction, and what it took if it was computed.
+
+        Its number, which nobody can guess, is for the feedback.
+        """
         arm = self.arms[version]
         arm.requests += 1
-        arm.seconds.append(seconds)
+        if seconds is not None:
+            arm.computed += 1
+            arm.seconds.append(seconds)
         number = secrets.token_hex(8)
         self._unlabelled[number] = (version, prediction)
         if len(self._unlabelled) > REMEMBERED:
@@ -85,3 +98,18 @@ class Books:
             split_percent=split_percent,
             arms={version: arm.report() for version, arm in self.arms.items()},
         )
+
+
+def add_books(app: FastAPI, books: Books, model: str, split_percent: int) -> None:
+    """The way back for the labels, and the report."""
+
+    @app.post("/feedback", status_code=204)
+    async def feedback(body: Feedback) -> None:
+        """What a prediction of the experiment should have been."""
+        if not books.label(body.prediction_id, body.label):
+            raise HTTPException(404, "no prediction of that id waits for its label")
+
+    @app.get("/ab-test")
+    async def experiment() -> ExperimentReport:
+        """How the two versions of the experiment have done so far."""
+        return books.report(model, split_percent)

@@ -80,7 +80,13 @@ class Reply(Prediction):
 
 class ExperimentPrediction(Prediction):
     user_id: str
-    prediction_id: Annotated[str, Field(description="To be sent back to /feedback with the true label.")]
+    prediction_id: Annotated[
+        str | None,
+        Field(
+            description="To be sent back to /feedback with the true label. None while the user's version is "
+            "unloaded: the default has answered, and that counts for neither version."
+        ),
+    ]
 
 
 class RowEvent(BaseModel):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladder.errors import UserError
@@ -120,6 +120,9 @@ class Registry:
             raise HTTPException(404, f"there is no such model; there are {', '.join(self.models)}")
         return model
 
+    def offers(self, name: str, number: str) -> bool:
+        return number in self.model(name).offered
+
     def find(self, name: str, requested: str) -> tuple[str, Version]:
         """What `latest`, `default` or a version's own number stands for at this moment."""
         model = self.model(name)
@@ -222,12 +225,18 @@ class Registry:
 
 
 def add_registry(app: FastAPI, registry: Registry) -> None:
-    """What there is, and the three ways to change it."""
+    """What there is, whether it is in memory, and the three ways to change it."""
 
     @app.exception_handler(UserError)
     async def cannot_be_loaded(_: Request, error: UserError) -> JSONResponse:
         logger.error("%s", error)  # it names files, which are no business of a client
         return JSONResponse({"detail": "the version cannot be loaded; the server's log says why"}, 500)
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, str]:
+        """Whether a prediction would be answered now: a load balancer should ask this, not /health."""
+        response.status_code = 200 if registry.loaded else 503
+        return {"status": "ready" if registry.loaded else "loading"}
 
     @app.get("/models")
     async def models() -> dict[str, ModelInfo]:

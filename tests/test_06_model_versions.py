@@ -356,11 +356,34 @@ def test_the_report_counts_what_labels_say() -> None:
         report = server.request("GET", "/ab-test").json()
         assert (report["control"], report["challenger"], report["split_percent"]) == ("v1", "v2", 50)
         for version, arm in report["arms"].items():
-            assert arm["requests"] == requests[version]
+            assert arm["requests"] == arm["computed"] == requests[version]
             assert (arm["labelled"], arm["correct"]) == (labelled[version], right[version])
             assert arm["accuracy"] == pytest.approx(right[version] / labelled[version])
             assert 0 < arm["latency_median_ms"] <= arm["latency_p95_ms"]
         assert post(server, "/feedback", {"prediction_id": "f" * 16, "label": 3}).status == 404
+
+
+def test_what_the_cache_had_is_not_in_the_latency() -> None:
+    with engine_serving(rung) as (engine, server):
+        for _ in range(5):
+            post(server, "/predict/ab-test?user_id=ada", {"features": ROW})
+        arm = engine.books.arms[rung.arm_of("ada", engine.config)]
+        assert (arm.requests, arm.computed, len(arm.seconds)) == (5, 1, 1)
+
+
+def test_while_a_users_version_is_unloaded_the_default_stands_in_and_nothing_is_counted() -> None:
+    with engine_serving(rung, split=100) as (_, server):
+        assert unload(server, "v2").status == 200
+        answer = post(server, "/predict/ab-test?user_id=ada", {"features": ROW})
+        assert answer.status == 200
+        names = {"version_requested": "default", "model_version": "v1", "prediction_id": None}
+        assert answer.json() == answer.json() | names
+        arms = server.request("GET", "/ab-test").json()["arms"]
+        assert [arm["requests"] for arm in arms.values()] == [0, 0]
+        assert put(server, "/models/digits/versions/v2").status == 200
+        answer = post(server, "/predict/ab-test?user_id=ada", {"features": ROW})
+        assert answer.json()["model_version"] == "v2"
+        assert answer.json()["prediction_id"]
 
 
 # The cache

@@ -140,8 +140,9 @@ element("experiment").addEventListener("submit", async (event) => {
   const user = /** @type {HTMLInputElement} */ (element("user")).value;
   const answer = await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features: drawn });
   prediction = answer.prediction_id;
-  setText(element("arm"), `${answer.model_version} answers ${user}, as it always will: ${answer.prediction}. Which digit is it?`);
-  element("labels").hidden = false;
+  const rest = prediction ? "as it always will: " : "because the version of this user is unloaded; this does not count: ";
+  setText(element("arm"), `${answer.model_version} answers ${user}, ${rest}${answer.prediction}.${prediction ? " Which digit is it?" : ""}`);
+  element("labels").hidden = !prediction;
   await showReport();
 });
 
