@@ -43,7 +43,7 @@ from ladder import demos, import_rung
 from ladder import prediction_scenes as scenes
 from ladder import predictions as wire
 from ladder.cli import DemoOptions, PredictionConfig, parse
-from ladder.coalescing import Coalescer
+from ladder.coalescing import Coalescer, Places
 from ladder.engine import ServerStopping, Unavailable
 from ladder.errors import errors_in_one_line
 from ladder.experiment import Books, add_books
@@ -167,13 +167,13 @@ class Engine:
         """Whether `predict` would have nothing to compute."""
         return cache_key(lease, wire.to_rows(lease.predictor, [features], "features")) in self.cache.entries
 
-    async def events(self, work: tuple[Lease, Rows]) -> AsyncGenerator[wire.RowEvent]:
+    async def events(self, work: tuple[Lease, Rows, Places]) -> AsyncGenerator[wire.RowEvent]:
         """One row after the other; whoever has left gets no further one computed."""
-        leased, rows = work
+        leased, rows, places = work
         for index in range(len(rows)):
             if self.stopping:
                 raise ServerStopping
-            (outcome,) = await self.run(leased.predictor, rows[index : index + 1])
+            (outcome,) = await self.coalescer.in_turn(leased.predictor, rows[index : index + 1], places)
             yield wire.RowEvent(index=index, prediction=outcome.prediction)
 
     def stop(self) -> None:
@@ -230,7 +230,7 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
     async def predict_batch(body: wire.BatchInput, leased: Leased) -> wire.Batch:
         """Up to 1000 rows, in one pass of their own."""
         rows = wire.to_rows(leased.predictor, body.instances, "instances")
-        return wire.to_batch(await engine.run(leased.predictor, rows), **leased.names())
+        return wire.to_batch(await engine.coalescer.alone(leased.predictor, rows), **leased.names())
 
     @app.post("/predict/batch/async")
     async def predict_batch_async(body: wire.BatchInput, leased: Leased) -> wire.Batch:
@@ -242,7 +242,8 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
     async def predict_stream(body: wire.BatchInput, leased: Leased) -> EventStream:
         """Each row's index and prediction as soon as it is done. All are checked before the first is sent."""
         rows = wire.to_rows(leased.predictor, body.instances, "instances")
-        return EventStream(rung_02.stream(engine, (leased, rows)), over=lambda: None)
+        places = engine.coalescer.reserve(len(rows))
+        return EventStream(rung_02.stream(engine, (leased, rows, places)), over=places.leave_all)
 
     @app.post("/predict/ab-test")
     async def predict_ab_test(body: wire.PredictionInput, user_id: wire.UserId) -> wire.ExperimentPrediction:

@@ -165,20 +165,23 @@ def test_rows_that_wait_together_share_a_pass() -> None:
         ]
 
 
-def test_more_rows_than_may_wait_are_refused_at_once() -> None:
+@pytest.mark.parametrize("path", BATCH_PATHS)
+def test_more_rows_than_may_wait_are_refused_at_once(path: str) -> None:
     hold = Hold()
     with engine_serving(rung, max_queue=8) as (engine, server), ThreadPoolExecutor(2) as clients:
         watch(engine, "v1", hold)
         running = clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[:2]})
         assert hold.reached.wait(timeout=60)
-        waiting = clients.submit(post, server, "/predict/batch/async", {"instances": IMAGES[:7]})
+        waiting = clients.submit(post, server, path, {"instances": IMAGES[:7]})
         asyncio.run(server.health_when(lambda health: health["waiting"] == 7))
-        refused = post(server, "/predict/batch/async", {"instances": IMAGES[:2]})
-        assert refused.status == 503
-        assert refused.json()["error"]["type"] == "QueueFull"
-        assert int(refused.headers["retry-after"]) >= 1
+        for other in BATCH_PATHS:
+            refused = post(server, other, {"instances": IMAGES[:2]})
+            assert refused.status == 503
+            assert refused.json()["error"]["type"] == "QueueFull"
+            assert int(refused.headers["retry-after"]) >= 1
         hold.opened.set()
         assert (running.result().status, waiting.result().status) == (200, 200)
+        assert server.idle()["waiting"] == 0
 
 
 def test_a_stream_gives_each_row_in_order_and_ends(server: RungServer) -> None:
@@ -208,6 +211,7 @@ def test_a_stream_stops_when_its_client_leaves() -> None:
         hold.opened.set()
         assert post(server, "/predict/batch", {"instances": IMAGES[:2]}).status == 200
         assert hold.passes == [1, 2]
+        assert server.idle()["waiting"] == 0
 
 
 # Requests that cannot be served
