@@ -2,6 +2,7 @@
 
 A folder of predictors holds one `index.json` and a safetensors file for each version. The index pins the
 SHA-256 digest of every file: what is not, bit for bit, what the index was written for is refused unread.
+That holds for the digits too, which rung 07 trains on: who could change them would change its models.
 """
 
 from __future__ import annotations
@@ -105,12 +106,17 @@ class Index(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")], ModelEntry]
+    digits_sha256: str | None = None
 
 
 def read_index(folder: Path) -> Mapping[str, ModelEntry]:
+    return read_whole_index(folder).models
+
+
+def read_whole_index(folder: Path) -> Index:
     file = folder / "index.json"
     try:
-        models = Index.model_validate_json(file.read_bytes()).models
+        index = Index.model_validate_json(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a folder with an index.json by --models") from error
     except ValidationError as error:
@@ -119,15 +125,14 @@ def read_index(folder: Path) -> Mapping[str, ModelEntry]:
         raise UserError(
             f"{file}: {place}: {first['msg']}; python -m training.predictors makes a new one"
         ) from error
-    for name, model in models.items():
+    for name, model in index.models.items():
         if model.default not in model.versions:
             raise UserError(f"{file}: the default of {name}, {model.default!r}, is none of its versions")
-    return models
+    return index
 
 
-def load_predictor(folder: Path, model: ModelEntry, entry: Entry) -> Predictor:
-    """Read a version's file once: the bytes that were checked are the bytes that are used."""
-    file = folder / entry.file
+def read_pinned(file: Path, sha256: str | None) -> bytes:
+    """Read a file once: the bytes that were checked are the bytes that are used."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -135,11 +140,17 @@ def load_predictor(folder: Path, model: ModelEntry, entry: Entry) -> Predictor:
             f"{file}: {error.strerror}; restore it, or run python -m training.predictors"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != entry.sha256:
+    if digest != sha256:
         raise UserError(
-            f"{file} has been changed: its SHA-256 is {digest[:12]}…, index.json pins {entry.sha256[:12]}…; "
+            f"{file} has been changed: its SHA-256 is {digest[:12]}…, index.json pins {str(sha256)[:12]}…; "
             "restore it, or run python -m training.predictors"
         )
+    return content
+
+
+def load_predictor(folder: Path, model: ModelEntry, entry: Entry) -> Predictor:
+    file = folder / entry.file
+    content = read_pinned(file, entry.sha256)
     try:
         return build(model, read_tensors(content))
     except (SafetensorError, KeyError, ValueError) as error:
@@ -179,7 +190,11 @@ class Digits(NamedTuple):
 
 def load_digits(folder: Path = PREDICTORS) -> tuple[Digits, Digits]:
     """What training sees, and what is held out."""
-    tensors = read_tensors((folder / "digits.safetensors").read_bytes())
+    return parse_digits(read_pinned(folder / "digits.safetensors", read_whole_index(folder).digits_sha256))
+
+
+def parse_digits(content: bytes) -> tuple[Digits, Digits]:
+    tensors = read_tensors(content)
     train, held_out = (
         Digits(tensors[f"{part}.images"].astype(np.float32), tensors[f"{part}.labels"].astype(np.int64))
         for part in ("train", "held_out")
@@ -192,6 +207,8 @@ def accuracy(predictor: Predictor, digits: Digits) -> float:
     return float(np.mean(np.array(predictions) == digits.labels))
 
 
-def write_index(folder: Path, models: Mapping[str, ModelEntry]) -> None:
-    text = json.dumps(Index(models=dict(models)).model_dump(), indent=2, ensure_ascii=False)
+def write_index(folder: Path, models: Mapping[str, ModelEntry], digits: bytes | None = None) -> None:
+    """Of `digits`, the content of their file, the digest is pinned."""
+    index = Index(models=dict(models), digits_sha256=hashlib.sha256(digits).hexdigest() if digits else None)
+    text = json.dumps(index.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n")

@@ -27,6 +27,7 @@ class Trainer:
         self._registry = registry
         self._name = name
         self._max_trained = max_trained
+        self._train, self._held_out = load_digits()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._trained: list[str] = []
         self._stopping = False
@@ -69,10 +70,11 @@ class Trainer:
 
     def _begin(self, epochs: int) -> Fit:
         torch.set_num_threads(1)  # the model is small, and others want to compute meanwhile
-        train, held_out = load_digits()
         seed = secrets.randbits(32)
         # In a hurry: whoever watches does not want to wait for a minute.
-        return Fit(train, held_out, hidden=[256], epochs=epochs, jitter=True, seed=seed, rate=1e-2)
+        return Fit(
+            self._train, self._held_out, hidden=[256], epochs=epochs, jitter=True, seed=seed, rate=1e-2
+        )
 
     def _publish(self, fit: Fit, epoch: Epoch) -> str:
         """Offer the new model, and let the oldest of its kind go, unless it is the default."""

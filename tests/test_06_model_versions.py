@@ -22,7 +22,7 @@ import pytest
 from ladder import ROOT
 from ladder.client import Client
 from ladder.errors import UserError
-from ladder.predictor import PREDICTORS, accuracy, read_index
+from ladder.predictor import PREDICTORS, accuracy, load_digits, read_index
 from tests.predicting import (
     HELD_OUT,
     IMAGES,
@@ -615,6 +615,17 @@ def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
     line = start(folder)
     assert "digits-v2.safetensors" in line
     assert "SHA-256" in line
+
+
+def test_tampered_digits_are_refused(tmp_path: Path) -> None:
+    """Rung 07 trains on them: who could change them would change what it serves."""
+    folder = copy_of_predictors(tmp_path)
+    file = folder / "digits.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"digits\.safetensors has been changed: its SHA-256"):
+        load_digits(folder)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

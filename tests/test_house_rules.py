@@ -290,5 +290,47 @@ def test_a_machine_path_would_be_seen() -> None:
     assert not MACHINE_PATH.search("https://example.org/home/me and ./work/x and a/root/x")
 
 
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def unpickling(tree: ast.AST) -> list[str]:
+    """Where a file could be read in a way that lets it run code."""
+    found = [name for name in modules_called_for(tree) if name.split(".")[0] in UNPICKLERS]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name for name in full if name in ("torch.load", "yaml.load", "yaml.unsafe_load")]
+        elif isinstance(node, ast.Call):
+            call, settings = ast.unparse(node.func), {setting.arg for setting in node.keywords}
+            if call in ("torch.load", "torch.jit.load", "yaml.load", "yaml.unsafe_load"):
+                found.append(call)
+            if "allow_pickle" in settings or call.endswith(("read_pickle", "from_pickle")):
+                found.append(call)
+    return found
+
+
+def test_nothing_is_unpickled() -> None:
+    """A pickle is a program. Weights and data are safetensors and JSON, which cannot be one."""
+    assert {str(file): found for file in sources() if (found := unpickling(parsed(file)))} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "importlib.import_module('cloudpickle')",
+        "torch.load('model.pt')",
+        "from torch import load",
+        "yaml.load(text)",
+        "np.load('rows.npy', allow_pickle=True)",
+        "pandas.read_pickle('rows.pkl')",
+    ],
+)
+def test_unpickling_would_be_seen(code: str) -> None:
+    assert unpickling(ast.parse(code))
+    assert not unpickling(ast.parse("from safetensors.numpy import load\nload(content)\njson.load(file)"))
+
+
 def test_every_source_file_says_what_it_is_for() -> None:
     assert [str(file) for file in sources() if not ast.get_docstring(parsed(file))] == []

@@ -32,7 +32,7 @@ from ladder.predictor import (
     Entry,
     ModelEntry,
     Predictor,
-    load_digits,
+    parse_digits,
     tensors_of,
     write_index,
 )
@@ -52,7 +52,8 @@ def write(folder: Path, name: str, predictor: Predictor, about: str, held_out: f
     return Entry(file=file.name, sha256=digest, about=about, held_out=round(held_out, 4))
 
 
-def write_digits(folder: Path) -> None:
+def write_digits(folder: Path) -> bytes:
+    """The content of their file."""
     bunch = scikit_digits()
     parts = train_test_split(
         bunch.data.astype(np.uint8),
@@ -62,7 +63,9 @@ def write_digits(folder: Path) -> None:
         stratify=bunch.target,
     )
     names = ("train.images", "held_out.images", "train.labels", "held_out.labels")
-    (folder / "digits.safetensors").write_bytes(save(dict(zip(names, parts, strict=True))))
+    content = save(dict(zip(names, parts, strict=True)))
+    (folder / "digits.safetensors").write_bytes(content)
+    return content
 
 
 def write_samples(file: Path, digits: Digits) -> None:
@@ -114,11 +117,11 @@ def main() -> None:
     folder: Path = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # more are slower here, and add in another order
-    write_digits(folder)
-    train, held_out = load_digits(folder)
+    digits = write_digits(folder)
+    train, held_out = parse_digits(digits)
     write_samples(PAGE / "samples.js", held_out)
     models = {"digits": train_digits(folder, train, held_out), "diabetes": train_diabetes(folder)}
-    write_index(folder, models)
+    write_index(folder, models, digits)
 
 
 if __name__ == "__main__":
