@@ -204,7 +204,7 @@ class Engine:
                 outcome = await self.predicting.predict(leased, question.features)
             return True, wire.to_reply(question, outcome, leased.names())
         except Exception as error:
-            return False, wire.error_reply(error)
+            return False, wire.error_reply(error, text)
         finally:
             self.meter.note(time.monotonic() - started)
 

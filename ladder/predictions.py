@@ -41,13 +41,24 @@ class BatchInput(Strict):
     instances: Annotated[list[Features], Field(min_length=1, max_length=MOST_ROWS), FailFast()]
 
 
+QuestionId = Annotated[int | Annotated[str, Field(max_length=100)] | None, Field(description="Sent back.")]
+
+
 class Question(PredictionInput):
     """A message to a WebSocket."""
 
-    id: Annotated[int | Annotated[str, Field(max_length=100)] | None, Field(description="Sent back.")] = None
+    id: QuestionId = None
     model: Annotated[str, Field(max_length=40)] = "digits"
     version: Annotated[str, Field(max_length=40)] = "default"
     probabilities: Annotated[bool, Field(description="Whether to send those of every class, too.")] = False
+
+
+class Named(BaseModel):
+    """As much of a message as is needed to say whose error it was."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: QuestionId = None
 
 
 class Choice(Strict):
@@ -175,8 +186,8 @@ def to_reply(question: Question, outcome: Outcome, names: Mapping[str, Any]) -> 
     return reply.model_dump_json(exclude=unwanted if question.id is not None else unwanted | {"id"})
 
 
-def error_reply(error: Exception) -> str:
-    """What is wrong with a message, as a message."""
+def error_reply(error: Exception, question: str | None = None) -> str:
+    """What is wrong with a message, as a message with the same id."""
     match error:
         case ValidationError():
             first = error.errors(include_url=False, include_input=False)[0]
@@ -191,4 +202,8 @@ def error_reply(error: Exception) -> str:
         case _:
             log_failure(error)
             kind, message = "internal", "the server's log says why"
-    return json.dumps({"error": {"type": kind, "message": message}})
+    try:
+        named = Named.model_validate_json(question or "")
+    except ValidationError:
+        named = Named()
+    return json.dumps(named.model_dump(exclude_none=True) | {"error": {"type": kind, "message": message}})

@@ -106,6 +106,19 @@ def test_a_malformed_message_gets_an_error_and_the_socket_lives(server: RungServ
     asyncio.run(converse())
 
 
+@pytest.mark.parametrize("path", ["/ws/predict", "/ws/predictions"])
+def test_an_error_says_whose_it_is(server: RungServer, path: str) -> None:
+    async def converse() -> None:
+        async with connected(server, path) as connection:
+            for wrong in (question(version="v77", id="mine"), question(ROW[1:], id="mine"), '{"id": "mine"}'):
+                answer = await ask(connection, wrong)
+                assert (answer.keys(), answer["id"]) == ({"id", "error"}, "mine")
+            for wrong in ('{"id": [1]}', '{"id": 1.5}', '["id"]', json.dumps({"id": "x" * 101})):
+                assert (await ask(connection, wrong)).keys() == {"error"}
+
+    asyncio.run(converse())
+
+
 def test_a_message_that_is_too_large_closes_its_own_connection_only(server: RungServer) -> None:
     async def converse() -> None:
         async with connected(server, "/ws/predict") as good, connected(server, "/ws/predict") as bad:

@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, WebSocket, expect
 
 from benchmarks.browser import MISSING, chromium, find_chromium
-from tests.predicting import engine_serving
+from tests.predicting import engine_serving, watch
 from tests.support import Server, import_rung
 
 rung_06 = import_rung("06_model_versions.py")
@@ -205,6 +205,32 @@ def test_a_training_can_be_stopped(open_page: Open) -> None:
         expect(page.get_by_role("button", name="Train")).to_be_enabled()
         assert engine.trainer.epochs < 200
         expect(page.locator(".card")).to_have_count(2)
+
+
+def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: Open) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("the model broke")
+
+    with engine_serving(rung_07) as (engine, server):
+        watch(engine.predicting, "v2", broken)
+        asked: list[Any] = []
+        page = open_page(server)
+        page.on(
+            "websocket",
+            lambda socket: socket.on("framesent", asked.append) if "/ws/predict" in socket.url else None,
+        )
+        page.reload()
+        expect(page.locator(".card")).to_have_count(2)
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)
+        note = page.locator(".card[data-version=v2] .note")
+        for seconds in range(3):
+            page.get_by_role("button", name="A handwritten 4").click() if not seconds else None
+            expect(note).to_contain_text("log says why")
+            expect(reading(page, "v1")).to_have_text("4")
+            page.wait_for_function("document.readyState === 'complete'")
+            assert len(asked) == 2 + 2 * seconds
+            page.clock.run_for(1000)
 
 
 def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:

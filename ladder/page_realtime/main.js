@@ -13,19 +13,23 @@ const cards = new Map();
 /** @type {Map<string, number>} */ const asked = new Map(); // when, by version: its question is under way
 /** @type {number[] | null} */ let drawn = null;
 /** @type {number[] | null} */ let sent = null;
+let retrying = 0;
+const RETRY_PAUSE = 1000;
 
 /* Reading while drawing: at most one question a version is under way, and the next is about the newest drawing. */
 
 const asking = new Socket("/ws/predict", (answer) => {
-  if (answer.error) {
-    asked.clear();
-    setText(element("status"), answer.error.message);
-    showVersions();
-    return;
-  }
   const started = asked.get(answer.id);
   asked.delete(answer.id);
-  if (drawn && started !== undefined) cards.get(answer.id)?.show(answer, performance.now() - started);
+  if (answer.error) {
+    if (drawn) cards.get(answer.id)?.say(answer.error.message);
+    retrying ||= setTimeout(() => {
+      retrying = 0;
+      showVersions();
+    }, RETRY_PAUSE);
+  } else if (drawn && started !== undefined) {
+    cards.get(answer.id)?.show(answer, performance.now() - started);
+  }
   if (asked.size === 0 && drawn !== sent) ask();
 }, () => {
   asked.clear();
