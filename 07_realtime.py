@@ -37,7 +37,7 @@ from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, R
 from fastapi.sse import format_sse_event
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ladder import demos, import_rung, realtime_scenes
+from ladder import demos, import_rung, realtime_scenes, websockets
 from ladder import predictions as wire
 from ladder.cli import DemoOptions, PredictionConfig, option, parse, whole_number
 from ladder.errors import errors_in_one_line
@@ -47,7 +47,6 @@ from ladder.pages import describe
 from ladder.registry import Registry
 from ladder.server import serve_asgi, take_port
 from ladder.trainer import Trainer
-from ladder.websockets import same_origin
 
 rung_06 = import_rung("06_model_versions")
 
@@ -61,7 +60,7 @@ class Config(PredictionConfig):
     origins: str = option("", "further origins whose pages may connect, with commas between them")
 
     def allows(self, connection: Request | WebSocket) -> bool:
-        return same_origin(connection, self.origins.split(",") if self.origins else [])
+        return websockets.same_origin(connection, self.origins)
 
 
 class Connection:

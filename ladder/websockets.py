@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import socket
 from asyncio.transports import BaseTransport
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
@@ -43,17 +44,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         asyncio.get_running_loop().call_later(1, self.transport.abort)
 
 
-def same_origin(connection: HTTPConnection, allowed: Collection[str]) -> bool:
+def same_origin(connection: HTTPConnection, allowed: str) -> bool:
     """Whether a page that opens this connection is one of ours.
 
     Browsers let every page open WebSockets to every server, and say only from where the page came. What is
     no browser sends no origin. A name that somebody else owns may point to this machine, so that of names
-    only localhost is believed; others must be `allowed`.
+    only localhost is believed; others must be `allowed`, which is a list with commas.
     """
     origin = connection.headers.get("origin")
-    if origin is None or origin in allowed:
+    if origin is None or origin in (one.strip() for one in allowed.split(",") if one.strip()):
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # an address that is none, such as http://[
+        return False
     return parts.netloc == connection.headers.get("host") and is_local_or_address(parts.hostname or "")
 
 
