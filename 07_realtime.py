@@ -29,8 +29,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
@@ -220,17 +220,6 @@ class Engine:
         else:
             await connection.unsent.put(answer)
 
-    async def watch(self) -> None:
-        """Measured once a second, for all monitors."""
-        while True:
-            await asyncio.sleep(1)
-            figures = self.meter.figures(
-                active_models=self.registry.in_memory(),
-                connections={name: len(manager.connections) for name, manager in self.managers.items()},
-                evicted=sum(manager.evicted for manager in self.managers.values()),
-            )
-            self.managers["monitor"].broadcast(figures.model_dump_json())
-
     def stop(self) -> None:
         self.predicting.stop()
         self.trainer.stop()
@@ -240,25 +229,11 @@ class Engine:
 def create_app(engine: Engine) -> FastAPI:
     """Rung 06's web side, and the paths of those who stay."""
 
-    @asynccontextmanager
-    async def lifespan(_: object) -> AsyncGenerator[None]:
-        watching = asyncio.create_task(engine.watch())
-        yield
-        watching.cancel()
+    router = APIRouter(lifespan=lambda _: engine.meter.watching(engine.registry, engine.managers))
 
-    router = APIRouter(lifespan=lifespan)
-
-    @router.websocket("/ws/predict")
-    async def predict(socket: WebSocket) -> None:
-        await engine.managers["predict"].serve(socket, engine.reply)
-
-    @router.websocket("/ws/predictions")
-    async def predictions(socket: WebSocket) -> None:
-        await engine.managers["predictions"].serve(socket, engine.publish)
-
-    @router.websocket("/ws/monitor")
-    async def monitor(socket: WebSocket) -> None:
-        await engine.managers["monitor"].serve(socket, engine.reply)
+    takes = {"predict": engine.reply, "predictions": engine.publish, "monitor": engine.reply}
+    for path, manager in engine.managers.items():
+        router.add_websocket_route(f"/ws/{path}", partial(manager.serve, take=takes[path]))
 
     @router.get("/stream/events")
     async def events(last_event_id: Annotated[str | None, Header(max_length=100)] = None) -> EventStream:

@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from ladder.client import Client, read_events
-from ladder.realtime_scenes import silent_client
+from ladder.metrics import Meter
+from ladder.realtime_scenes import handshake, silent_client
 from ladder.sse import Event
 from ladder.websockets import MAX_MESSAGE_BYTES
 from tests.predicting import HELD_OUT, IMAGES, ROW, Hold, engine_serving, expected, watch
@@ -339,6 +340,21 @@ def test_the_monitor_tells_what_is() -> None:
                 assert now["rss_bytes"] == pytest.approx(resident_bytes(server), rel=0.05)
 
         asyncio.run(converse())
+
+
+def test_the_rate_counts_more_requests_than_the_latencies_do() -> None:
+    meter = Meter()
+    for _ in range(30_000):
+        meter.note(0.001)
+    assert meter.figures([], {}, 0).requests_per_second == pytest.approx(30_000, rel=0.2)
+
+
+def test_whether_it_lives_is_not_counted_as_load() -> None:
+    with own_rung(SCRIPT) as server:
+        for _ in range(20):
+            server.health()
+        now = asyncio.run(figures(server))
+        assert (now["requests_per_second"], now["latency_p50_ms"]) == (0, None)
 
 
 # Events
