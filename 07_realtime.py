@@ -39,7 +39,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ladder import demos, import_rung, realtime_scenes, websockets
 from ladder import predictions as wire
-from ladder.cli import DemoOptions, PredictionConfig, option, parse, whole_number
+from ladder.cli import DemoOptions, PredictionConfig, option, parse, seconds, whole_number
 from ladder.errors import errors_in_one_line
 from ladder.http import EventStream, log_failure
 from ladder.metrics import Meter, Metered
@@ -58,6 +58,7 @@ class Config(PredictionConfig):
     history: int = option(1000, "events that are kept for clients that come back", whole_number(1))
     max_trained: int = option(4, "trained versions that are kept; the oldest goes", whole_number(1))
     origins: str = option("", "further origins whose pages may connect, with commas between them")
+    ping_seconds: float = option(websockets.PING_SECONDS, "silence after which a client is tried", seconds)
 
     def allows(self, connection: Request | WebSocket) -> bool:
         return websockets.same_origin(connection, self.origins)
@@ -134,7 +135,8 @@ class Manager:
 class EventLog:
     """The latest events, numbered; a client that comes back gets those that it has missed."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, ping_seconds: float = websockets.PING_SECONDS) -> None:
+        self.ping_seconds = ping_seconds
         self.run = secrets.token_hex(4)  # numbers begin anew when the server does
         self.last = 0
         self.kept: deque[bytes] = deque(maxlen=size)
@@ -169,7 +171,7 @@ class EventLog:
         yield format_sse_event(retry=1000, id=self.id(place))
         if not known:
             yield self.event("gap", {"missed": None}, place)
-        while not self.closed:
+        while True:
             while place < self.last:
                 oldest = self.last - len(self.kept) + 1
                 if place < oldest - 1:
@@ -178,7 +180,10 @@ class EventLog:
                 else:
                     place += 1
                     yield self.kept[place - oldest]
-            await self.news.wait()
+            if self.closed:
+                return
+            if not await websockets.happens(self.news, self.ping_seconds):
+                yield format_sse_event(comment="still here")  # proxies end what is silent
 
 
 class Engine:
@@ -189,7 +194,7 @@ class Engine:
         self.predicting = rung_06.Engine(config)
         self.registry: Registry = self.predicting.registry
         self.trainer = Trainer(self.registry, rung_06.MAIN, config.max_trained)
-        self.log = EventLog(config.history)
+        self.log = EventLog(config.history, config.ping_seconds)
         self.registry.watchers.append(lambda what, version: self.log.append(what, {"version": version}))
         self.managers = {path: Manager(config) for path in ("predict", "predictions", "monitor")}
         self.meter = Meter()
@@ -208,7 +213,7 @@ class Engine:
             self.meter.note(time.monotonic() - started)
 
     async def reply(self, connection: Connection, text: str | None) -> None:
-        """To the one who asked. Who does not read the answers is not read either: only that client waits."""
+        """To the one who asked. Who does not read is not read either, and a ping goes unanswered."""
         _, answer = await self.answer(text)
         await connection.unsent.put(answer)
 
@@ -267,7 +272,8 @@ def main() -> None:
             demo(config, options)
         else:
             engine, listener = Engine(config), take_port(config)
-            serve_asgi(create_app(engine), listener, engine.stop, until_ready=engine.registry.until_loaded)
+            until_loaded, ping = engine.registry.until_loaded, config.ping_seconds
+            serve_asgi(create_app(engine), listener, engine.stop, None, until_loaded, ping)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,17 @@ def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], i
     return check
 
 
+def seconds(text: str) -> float:
+    """A time, for `option`; it may have a fraction."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
 @dataclass(frozen=True)
 class ListenConfig:
     """The flags that every rung has."""

@@ -158,17 +158,22 @@ def silent_client(url: str, path: str) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect((parts.hostname, parts.port))
+    client.sendall(handshake(parts.netloc, path))
+    return client
+
+
+def handshake(host: str, path: str) -> bytes:
+    """What opens a WebSocket."""
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         f"GET {path} HTTP/1.1",
-        f"Host: {parts.netloc}",
+        f"Host: {host}",
         "Connection: Upgrade",
         "Upgrade: websocket",
         "Sec-WebSocket-Version: 13",
         f"Sec-WebSocket-Key: {key}",
     ]
-    client.sendall("\r\n".join([*lines, "", ""]).encode())
-    return client
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def by_all(heard: asyncio.Semaphore) -> None:

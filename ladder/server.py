@@ -101,6 +101,7 @@ class ReadyServer(uvicorn.Server):
         stop_engine: Callable[[], None],
         start_engine: Callable[[], Awaitable[None]] | None = None,
         until_ready: Callable[[], Awaitable[None]] | None = None,
+        ping_seconds: float = PING_SECONDS,
     ) -> None:
         settings = uvicorn.Config(
             app,
@@ -109,8 +110,8 @@ class ReadyServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
             ws=WebSocketProtocol,
             ws_max_size=MAX_MESSAGE_BYTES,
-            ws_ping_interval=PING_SECONDS,
-            ws_ping_timeout=PING_SECONDS,
+            ws_ping_interval=ping_seconds,
+            ws_ping_timeout=ping_seconds,
             ws_per_message_deflate=False,  # 64 KB of memory and much time for each, to save a few bytes
         )
         super().__init__(settings)
@@ -144,11 +145,12 @@ def serve_asgi(
     stop_engine: Callable[[], None],
     start_engine: Callable[[], Awaitable[None]] | None = None,
     until_ready: Callable[[], Awaitable[None]] | None = None,
+    ping_seconds: float = PING_SECONDS,
 ) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends.
 
     `start_engine` comes before the first connection is accepted; `until_ready` after it, so that /health
-    answers meanwhile.
+    answers meanwhile. A WebSocket that has not answered a ping after `ping_seconds` is closed.
     """
 
     def stop() -> None:
@@ -158,7 +160,7 @@ def serve_asgi(
         cut_off.start()
         stop_engine()
 
-    ReadyServer(app, listener, stop, start_engine, until_ready).run(sockets=[listener])
+    ReadyServer(app, listener, stop, start_engine, until_ready, ping_seconds).run(sockets=[listener])
     leave()
 
 

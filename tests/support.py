@@ -264,11 +264,11 @@ def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
 
 
 @contextmanager
-def serving(app: FastAPI, stop_engine: Callable[[], None]) -> Iterator[Server]:
+def serving(app: FastAPI, stop_engine: Callable[[], None], **settings: Any) -> Iterator[Server]:
     """An ASGI app behind a real uvicorn in this process, for engines that a test has tampered with."""
     listener = listen("127.0.0.1", 0)
     host, port = listener.getsockname()
-    server = ReadyServer(app, listener, stop_engine)
+    server = ReadyServer(app, listener, stop_engine, **settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

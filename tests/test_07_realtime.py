@@ -6,8 +6,8 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from ladder.client import Client, read_events
 from ladder.metrics import Meter
 from ladder.realtime_scenes import handshake, silent_client
 from ladder.sse import Event
-from ladder.websockets import MAX_MESSAGE_BYTES
+from ladder.websockets import MAX_MESSAGE_BYTES, WebSocketProtocol
 from tests.predicting import HELD_OUT, IMAGES, ROW, Hold, engine_serving, expected, watch
-from tests.support import RungServer, Server, ServerPool, eventually, import_rung, own_rung
+from tests.support import RungServer, Server, ServerPool, eventually, import_rung, own_rung, serving
 
 SCRIPT = "07_realtime.py"
 rung = import_rung(SCRIPT)
@@ -142,6 +142,72 @@ def test_a_ping_is_answered(server: RungServer) -> None:
                 assert (pong.type, pong.data) == (aiohttp.WSMsgType.PONG, b"are you there")
 
     asyncio.run(converse())
+
+
+def frame(content: bytes, kind: int) -> bytes:
+    """As a client sends it: masked, by zeros, which leave it as it is."""
+    length = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + struct.pack("!H", len(content))
+    return bytes([0x80 | kind]) + length + bytes(4) + content
+
+
+TEXT, PING = 1, 9
+
+
+def flood(kind: int, content: bytes) -> None:
+    """From a client that never reads, until it is dropped."""
+    engine = rung.Engine(rung.Config())
+    with (
+        serving(rung.create_app(engine), engine.stop, ping_seconds=0.5) as server,
+        silent_client(server.url, "/ws/predict") as connection,
+        suppress(OSError),
+    ):
+        connection.sendall(frame(content, kind) * (12_000_000 // (6 + len(content))))
+
+
+def test_a_client_that_only_sends_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read no further than it is answered: neither messages nor answers pile up."""
+    untaken: list[int] = []
+    take = WebSocketProtocol.send_receive_event_to_app
+
+    def watched(self: WebSocketProtocol) -> None:
+        take(self)
+        untaken.append(self.queue.qsize())
+
+    monkeypatch.setattr(WebSocketProtocol, "send_receive_event_to_app", watched)
+    flood(TEXT, b"")
+    assert 100 < max(untaken) < 1500
+
+
+def test_a_client_that_pings_and_never_reads_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsent: list[int] = []
+    answer_ping = WebSocketProtocol.handle_ping
+
+    def watched(self: WebSocketProtocol) -> None:
+        answer_ping(self)
+        unsent.append(self.transport.get_write_buffer_size())
+
+    monkeypatch.setattr(WebSocketProtocol, "handle_ping", watched)
+    flood(PING, bytes(125))
+    assert 60_000 < max(unsent) < 100_000
+
+
+def test_a_peer_that_answers_no_ping_is_let_go() -> None:
+    with own_rung(SCRIPT, "--ping-seconds", "0.2") as server:
+
+        async def converse() -> None:
+            async with Client(server.url) as client:
+                connecting = client.session.ws_connect("/ws/predictions", autoping=False)
+                async with connecting as connection:
+                    assert (await connection.receive()).type == aiohttp.WSMsgType.PING
+                    assert (await connection.receive()).type == aiohttp.WSMsgType.CLOSE
+                    assert connection.close_code == 1011
+
+        asyncio.run(converse())
+        before = open_files(server)
+        with silent_client(server.url, "/ws/predictions") as connection:
+            assert connection.recv(12) == b"HTTP/1.1 101"
+            assert open_files(server) > before
+            asyncio.run(eventually(lambda: asyncio.to_thread(open_files, server), lambda now: now <= before))
 
 
 @pytest.mark.parametrize("path", ["/ws/predict", "/ws/predictions", "/ws/monitor"])
@@ -435,6 +501,29 @@ def test_events_that_are_kept_no_more_are_told_as_a_gap() -> None:
                 assert [event.id for event in rest] == [engine.log.id(number) for number in range(9, 14)]
 
         asyncio.run(converse())
+
+
+def test_a_follower_who_is_told_nothing_is_told_that() -> None:
+    """Proxies end connections on which nothing comes."""
+    with engine_serving(rung, ping_seconds=0.1) as (_, server), server.raw() as connection:
+        connection.sendall(b"GET /stream/events HTTP/1.1\r\nhost: l\r\n\r\n")
+        read_until(connection, b": still here\n\n")
+        read_until(connection, b": still here\n\n")
+
+
+def test_a_follower_who_is_being_told_something_does_not_miss_the_end() -> None:
+    async def follow() -> None:
+        log = rung.EventLog(5)
+        following = log.follow(None)
+        await anext(following)
+        log.append("loaded", {})
+        await anext(following)
+        log.append("unloaded", {})
+        log.close()
+        async with asyncio.timeout(60):
+            assert [event.split(b"\n")[0] async for event in following] == [b"event: unloaded"]
+
+    asyncio.run(follow())
 
 
 @pytest.mark.parametrize("last_seen", ["0badc0de-3", "x", "-", "{run}-99", "{run}-", "{run}--1", "{run}-²"])
