@@ -3,8 +3,9 @@
 Rung 06 answers, and only that: a client must ask to learn anything, again and again, and each question is
 a whole request. Three ways of staying connected mend that, each at a price:
 
-- A WebSocket carries messages both ways. Each connection has a bounded queue and a task that empties it:
-  a client that does not read fills its queue and is dropped, and nobody waits for it.
+- A WebSocket carries messages both ways. Each connection has a bounded queue and a task that empties it.
+  Who speaks faster than the others read is slowed down. Who does not read at all fills its queue and is
+  dropped, and nobody waits for it any more.
 - Server-sent events go one way, over plain HTTP. Each has a number. A client that was cut off names the last
   one it has seen, and gets exactly those that it has missed.
 - Work that takes long says how it is going, and ends when nobody listens: a training run streams its loss,
@@ -33,15 +34,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request
 from fastapi.sse import format_sse_event
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from ladder import demos, import_rung, realtime_scenes, websockets
 from ladder import predictions as wire
 from ladder.cli import DemoOptions, PredictionConfig, option, parse, seconds, whole_number
 from ladder.errors import errors_in_one_line
-from ladder.http import EventStream, log_failure
+from ladder.http import EventStream
 from ladder.metrics import Meter, Metered
 from ladder.pages import describe
 from ladder.registry import Registry
@@ -49,6 +50,9 @@ from ladder.server import serve_asgi, take_port
 from ladder.trainer import Trainer
 
 rung_06 = import_rung("06_model_versions")
+
+PATIENCE = 2.0
+"""Seconds that a client with a full queue has to read on, before it is dropped."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Connection:
     def __init__(self, socket: WebSocket, max_unsent: int, take: Take) -> None:
         self.socket = socket
         self.unsent: asyncio.Queue[str] = asyncio.Queue(max_unsent)
+        self.sending_since: float | None = None
+        self.evicted = False
         self.tasks = [asyncio.create_task(self.read(take)), asyncio.create_task(self.write())]
 
     async def read(self, take: Take) -> None:
@@ -77,20 +83,25 @@ class Connection:
             await take(self, message.get("text"))
 
     async def write(self) -> None:
-        while True:  # waits here for as long as the client does not read
-            await self.socket.send_text(await self.unsent.get())
+        while True:
+            text = await self.unsent.get()
+            self.sending_since = time.monotonic()
+            await self.socket.send_text(text)  # waits for as long as the client does not read
+            self.sending_since = None
+            self.unsent.task_done()
 
     async def ended(self) -> None:
-        """Whatever ends one of the two, an error too, ends both."""
-        try:
-            await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.end()
-            for error in await asyncio.gather(*self.tasks, return_exceptions=True):
-                if isinstance(error, Exception) and not isinstance(error, WebSocketDisconnect):
-                    log_failure(error)
+        await websockets.until_one_ends(self.tasks)
+        if self.evicted:
+            await websockets.say_goodbye(self.socket, 1013, "you read too slowly; come back")
 
-    def end(self) -> None:
+    async def catch_up(self) -> None:
+        """Until all is sent; or until nothing has been taken for too long, or the client is gone."""
+        spent = time.monotonic() - self.sending_since if self.sending_since else 0
+        await websockets.until_empty(self.unsent, self.tasks, PATIENCE - spent)
+
+    def evict(self) -> None:
+        self.evicted = True
         for task in self.tasks:
             task.cancel()
 
@@ -105,21 +116,28 @@ class Manager:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.connections: set[Connection] = set()
+        self.speaking = asyncio.Lock()
         self.evicted = 0
 
     async def serve(self, socket: WebSocket, take: Take) -> None:
         if not self.config.allows(socket):
-            await socket.send_denial_response(Response("this origin may not connect", 403))
-        elif len(self.connections) >= self.config.max_connections:
-            await socket.send_denial_response(Response("too many connections", 503, {"Retry-After": "1"}))
-        else:
-            await socket.accept()
-            connection = Connection(socket, self.config.max_unsent, take)
-            self.connections.add(connection)
-            try:
-                await connection.ended()
-            finally:
-                self.connections.discard(connection)
+            return await websockets.refuse(socket, 403, "this origin may not connect")
+        if len(self.connections) >= self.config.max_connections:
+            return await websockets.refuse(socket, 503, "too many connections")
+        await socket.accept()
+        connection = Connection(socket, self.config.max_unsent, take)
+        self.connections.add(connection)
+        try:
+            await connection.ended()
+        finally:
+            self.connections.discard(connection)
+
+    async def tell(self, text: str) -> None:
+        """Broadcast, no faster than the slowest reads who reads at all."""
+        async with self.speaking:
+            behind = [connection for connection in self.connections if connection.unsent.full()]
+            await asyncio.gather(*(connection.catch_up() for connection in behind))
+            self.broadcast(text)
 
     def broadcast(self, text: str) -> None:
         """Waits for nobody: it only fills the queues, and drops those whose queue is full."""
@@ -129,7 +147,7 @@ class Manager:
             except asyncio.QueueFull:
                 self.evicted += 1
                 self.connections.discard(connection)
-                connection.end()
+                connection.evict()
 
 
 class EventLog:
@@ -221,7 +239,7 @@ class Engine:
         """A prediction to everybody, an error only to the one who made it."""
         good, answer = await self.answer(text)
         if good:
-            self.managers["predictions"].broadcast(answer)
+            await self.managers["predictions"].tell(answer)
         else:
             await connection.unsent.put(answer)
 

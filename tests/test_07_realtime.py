@@ -366,6 +366,84 @@ def test_an_evicted_connection_is_closed_though_its_client_never_reads() -> None
         asyncio.run(converse())
 
 
+@asynccontextmanager
+async def in_one_write(server: Server, path: str, messages: Iterable[str]) -> AsyncIterator[None]:
+    """A client that sends all that it has to say at once, and reads as fast as it can."""
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(handshake("ladder", path))
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"".join(frame(message.encode(), TEXT) for message in messages))
+    reading = asyncio.create_task(reader.read())
+    try:
+        yield
+    finally:
+        reading.cancel()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def ids(connection: Connection, count: int) -> list[int]:
+    return [json.loads(await connection.receive_str())["id"] for _ in range(count)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_burst_reaches_everybody_in_order(cached: bool) -> None:
+    """Frames that are there together are taken without a pause, and answered so if they are cached."""
+    with engine_serving(rung) as (engine, server):
+
+        async def converse() -> None:
+            async with AsyncExitStack() as stack:
+                listeners = [
+                    await stack.enter_async_context(connected(server, "/ws/predictions")) for _ in range(5)
+                ]
+                if cached:
+                    await asyncio.to_thread(server.request, "POST", "/predict", question().encode())
+                burst = [question(ROW if cached else IMAGES[number], id=number) for number in range(300)]
+                await stack.enter_async_context(in_one_write(server, "/ws/predictions", burst))
+                for heard in await asyncio.gather(*(ids(one, len(burst)) for one in listeners)):
+                    assert heard == list(range(len(burst)))
+
+        asyncio.run(converse())
+        assert engine.managers["predictions"].evicted == 0
+
+
+def test_in_a_flood_only_the_one_who_never_reads_is_dropped_and_told_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ladder.websockets.CLOSE_SECONDS", 60)
+    with engine_serving(rung) as (engine, server):
+        manager = engine.managers["predictions"]
+
+        async def evicted() -> int:
+            return int(manager.evicted)
+
+        async def converse() -> None:
+            async with AsyncExitStack() as stack:
+                listeners = [
+                    await stack.enter_async_context(connected(server, "/ws/predictions")) for _ in range(3)
+                ]
+                silent = stack.enter_context(silent_client(server.url, "/ws/predictions"))
+                messages = [question(id=number, probabilities=True) for number in range(BROADCASTS)]
+                await stack.enter_async_context(in_one_write(server, "/ws/predictions", messages))
+                hearing = asyncio.gather(*(ids(one, BROADCASTS) for one in listeners))
+                await eventually(evicted, lambda now: now == 1)
+                await asyncio.to_thread(read_until, silent, struct.pack("!H", 1013) + b"you read too slowly")
+                for heard in await hearing:
+                    assert heard == list(range(BROADCASTS))
+
+        asyncio.run(converse())
+        assert manager.evicted == 1
+
+
+def read_until(connection: socket.socket, wanted: bytes) -> None:
+    received = b""
+    while wanted not in received:
+        piece = connection.recv(65536)
+        assert piece, "closed before that"
+        received = received[-len(wanted) :] + piece
+
+
 def test_an_error_is_for_the_one_who_made_it() -> None:
     with own_rung(SCRIPT) as server:
 
