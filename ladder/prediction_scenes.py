@@ -67,6 +67,8 @@ VERSION_ROWS = {
     "correct_percent": "held-out digits read correctly",
     "products": "multiplications a row",
     "kib": "memory of the weights, KiB",
+    "rss_loaded_kib": "memory of the process with it, KiB",
+    "rss_unloaded_kib": "memory of the process after it is unloaded, KiB",
     "single_ms": "a prediction over HTTP, median",
     "cached_ms": "the same again, from the cache",
     "batch_ms": "1000 rows over HTTP, one pass",
@@ -98,6 +100,18 @@ async def version_figures(client: Predictions, version: str, rows: list[list[flo
         "batch_ms": 1000 * median(batches),
         "passes_for_64": (await client.health())["calls"] - before,
     }
+
+
+async def unloading(client: Predictions, version: str) -> Figures:
+    """What the system says that the process takes: not all that is freed need be given back to it."""
+    loaded, unloaded = [], []
+    for _ in range(ROUNDS):
+        await client.load(version)
+        loaded.append((await client.health())["rss_bytes"] / 1024)
+        await client.unload(version)
+        unloaded.append((await client.health())["rss_bytes"] / 1024)
+    await client.load(version)
+    return {"rss_loaded_kib": median(loaded), "rss_unloaded_kib": median(unloaded)}
 
 
 async def timed(work: Any) -> float:
@@ -195,6 +209,8 @@ async def show_versions(show: Show, url: str, users: Mapping[str, int]) -> None:
                 figures[version] |= await in_process(version, rows) | {"users": users[version]}
         with show.busy("an A/B experiment with 200 users who send the right answer back"):
             arms = await experiment(client, held_out)
+        with show.busy("v2, the large one, is unloaded and loaded again"):
+            figures["v2"] |= await unloading(client, "v2")
         with show.busy(f"{CLIENTS} clients ask while the default changes"):
             swaps = await swapping(client, rows)
     for version, column in figures.items():
