@@ -110,6 +110,31 @@ def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
         expect(reading(page, "v2")).to_have_text("1")
 
 
+def test_a_finger_draws(open_page: Open) -> None:
+    """Touches, which the page must not take for scrolling; the pad follows the finger."""
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server, NARROW, has_touch=True)
+        page.locator("#pad").scroll_into_view_if_needed()
+        kinds = "new Set(window.kinds)"
+        page.evaluate(
+            "window.kinds = []; pad.addEventListener('pointermove', (event) => kinds.push(event.pointerType))"
+        )
+        scrolled = page.evaluate("scrollY")
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *points: tuple[float, float]) -> None:
+            touches = [dict(zip("xy", pad_point(page, *point), strict=True)) for point in points]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+        touch("touchStart", ZERO[0])
+        for point in ZERO[1:]:
+            touch("touchMove", point)
+        expect(reading(page, "v2")).to_have_text("0")
+        touch("touchEnd")
+        assert page.evaluate(f"[...{kinds}]") == ["touch"]
+        assert page.evaluate("scrollY") == scrolled
+
+
 def test_versions_can_be_changed(open_page: Open) -> None:
     with engine_serving(rung_06) as (engine, server):
         page = open_page(server)
