@@ -1,4 +1,4 @@
-/** Requests to the server: what the rung is, whether it is alive, and the generations of many clients. */
+/** Requests to the server: what the rung is, whether it is alive, what it is asked, and the generations of many clients. */
 
 import { readEvents } from "./sse.js";
 
@@ -25,20 +25,34 @@ export async function describeRung() {
  * @param {AbortSignal} signal
  * @returns {Promise<Health>}
  */
-export async function askHealth(signal) {
-  const response = await fetch("/health", { cache: "no-store", signal });
-  if (!response.ok) throw new Refusal(`status ${response.status}`);
-  return response.json();
+export function askHealth(signal) {
+  return ask("GET", "/health", undefined, signal);
 }
 
 /**
+ * @param {string} method
  * @param {string} path
- * @param {object} body
- * @param {AbortSignal} signal
+ * @param {object} [body]
+ * @param {AbortSignal} [signal]
  */
-function post(path, body, signal) {
-  const headers = { "content-type": "application/json" };
-  return fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+export function send(method, path, body, signal) {
+  const headers = body && { "content-type": "application/json" };
+  return fetch(path, { method, headers, body: body && JSON.stringify(body), cache: "no-store", signal });
+}
+
+/**
+ * A question with one answer, which is JSON or nothing.
+ * @param {string} method
+ * @param {string} path
+ * @param {object} [body]
+ * @param {AbortSignal} [signal]
+ */
+export async function ask(method, path, body, signal) {
+  const response = await send(method, path, body, signal);
+  if (response.status === 204) return null;
+  const answer = await response.json();
+  if (!response.ok) throw new Refusal(reasonIn(answer));
+  return answer;
 }
 
 /**
@@ -58,7 +72,7 @@ export function askSeparately(requests, signal, onSent) {
     try {
       signal.throwIfAborted();
       onSent(client);
-      const response = await post("/generate", request, signal);
+      const response = await send("POST", "/generate", request, signal);
       return new Response(await response.blob(), response);
     } finally {
       const next = queue.shift();
@@ -91,7 +105,7 @@ export function askTogether(requests, signal, onSent) {
  * @param {Answer[]} answers
  */
 async function share(requests, signal, answers) {
-  const response = await post("/page/clients", { requests }, signal);
+  const response = await send("POST", "/page/clients", { requests }, signal);
   if (!response.ok || !response.body) throw new Refusal(reasonIn(await response.json()));
   for await (const events of readEvents(response.body)) {
     for (const event of events) {

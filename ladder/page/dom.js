@@ -1,4 +1,33 @@
-/** The few things that every part of the page does to the document. */
+/** The few things that every part of the pages does to the document. */
+
+/**
+ * @template {HTMLElement} T
+ * @param {string} id
+ * @returns {T}
+ */
+export const element = (id) => /** @type {T} */ (document.getElementById(id));
+
+/**
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {Partial<HTMLElementTagNameMap[K]>} [properties]
+ * @param {...(Node | string)} children
+ * @returns {HTMLElementTagNameMap[K]}
+ */
+export function make(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * A copy of the one element that a template has.
+ * @param {string} id
+ */
+export function copyTemplate(id) {
+  const { content } = /** @type {HTMLTemplateElement} */ (element(id));
+  return /** @type {HTMLElement} */ (content.firstElementChild?.cloneNode(true));
+}
 
 /**
  * Leave the layout alone where nothing has changed.

@@ -1,6 +1,6 @@
 /** What the engine says of itself in each answer of /health. */
 
-import { setText } from "./dom.js";
+import { make, setText } from "./dom.js";
 import { count } from "./format.js";
 
 /** @typedef {import("./client.js").Health} Health */
@@ -63,7 +63,7 @@ export class EngineFigures {
     this.set("batch", `${count(running)} of ${count(slots)}`);
     const boxes = /** @type {HTMLElement} */ (figure.querySelector(".slots"));
     const shown = Math.min(slots, MOST_SLOTS_SHOWN);
-    while (boxes.children.length < shown) boxes.append(document.createElement("i"));
+    while (boxes.children.length < shown) boxes.append(make("i"));
     while (boxes.children.length > shown) boxes.lastElementChild?.remove();
     for (const [number, box] of [...boxes.children].entries()) {
       const kind = number >= running ? "" : number >= running - prefilling ? "reading" : "writing";

@@ -28,3 +28,12 @@ export function median(values) {
   const ordered = [...values].sort((a, b) => a - b);
   return ordered[Math.max(0, Math.ceil(ordered.length / 2) - 1)];
 }
+
+const UNITS = ["B", "KiB", "MiB", "GiB"];
+
+/** @param {number} size */
+export function bytes(size) {
+  const power = Math.min(UNITS.length - 1, Math.floor(Math.log2(Math.max(size, 1)) / 10));
+  const value = size / 1024 ** power;
+  return `${value >= 100 || power === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[power]}`;
+}

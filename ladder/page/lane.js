@@ -2,7 +2,7 @@
 
 import { Sheet } from "./canvas.js";
 import { readAnswer } from "./client.js";
-import { setText } from "./dom.js";
+import { copyTemplate, setText } from "./dom.js";
 import { count, duration } from "./format.js";
 import { drawCourse } from "./timeline.js";
 
@@ -20,10 +20,9 @@ const WORDS = {
 export class Lane {
   /**
    * @param {number} client counted from 1
-   * @param {HTMLTemplateElement} template
    * @param {number} started when the run began
    */
-  constructor(client, template, started) {
+  constructor(client, started) {
     this.started = started;
     /** @type {State} */ this.state = "unsent";
     /** @type {number | null} */ this.sent = null;
@@ -33,9 +32,7 @@ export class Lane {
     this.whole = false; // it came all at once
     this.unshown = "";
     this.problem = "";
-    this.element = /** @type {HTMLElement} */ (
-      /** @type {DocumentFragment} */ (template.content.cloneNode(true)).firstElementChild
-    );
+    this.element = copyTemplate("lane");
     this.parts = {
       state: this.find(".state"),
       text: this.find(".words").appendChild(document.createTextNode("")),

@@ -1,20 +1,13 @@
-/** Puts the page together: its controls, the pulse, the engine's figures and the run. */
+/** The page of a rung that serves a language model: its controls, the engine's figures and the run. */
 
 import { Sheet } from "./canvas.js";
-import { CONNECTIONS, describeRung } from "./client.js";
-import { setText } from "./dom.js";
+import { CONNECTIONS } from "./client.js";
+import { element, make, setText } from "./dom.js";
 import { EngineFigures } from "./engine.js";
 import { several } from "./format.js";
-import { Heartbeat, Strip } from "./heartbeat.js";
 import { Run } from "./run.js";
+import { begin } from "./shell.js";
 import { asText, copy, outcome, summarize } from "./summary.js";
-
-/**
- * @template {HTMLElement} T
- * @param {string} id
- * @returns {T}
- */
-const element = (id) => /** @type {T} */ (document.getElementById(id));
 
 const form = /** @type {HTMLFormElement} */ (element("controls"));
 const fields = {
@@ -26,7 +19,6 @@ const fields = {
   stream: /** @type {HTMLInputElement} */ (element("stream")),
 };
 const axis = new Sheet(/** @type {HTMLCanvasElement} */ (element("axis")));
-const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** @type {import("./client.js").Rung | null} */ let rung = null;
 /** @type {Run | null} */ let run = null;
@@ -34,36 +26,20 @@ let summaryText = "";
 let model = "";
 
 const engine = new EngineFigures(element("engine"));
-const heartbeat = new Heartbeat((health, at) => {
-  model = health.model;
-  setText(element("model"), model);
-  engine.show(health, at);
+const { heartbeat, strip } = begin({
+  onRung: takeRung,
+  onHealth: (health, at) => {
+    model = health.model;
+    setText(element("model"), model);
+    engine.show(health, at);
+  },
+  onLost: () => engine.clear(),
+  keepFrom: () => (run && running() ? run.started : Infinity),
 });
-const strip = new Strip(element("heartbeat"), heartbeat);
 
-heartbeat.onLost = () => {
-  const time = new Date().toLocaleTimeString();
-  setText(element("lost"), `The server has given no answer since ${time}. Still asking.`);
-  element("lost").hidden = false;
-  engine.clear();
-};
-heartbeat.onBack = () => {
-  element("lost").hidden = true;
-  introduce(); // another rung may have taken the place
-};
-
-async function introduce() {
-  try {
-    rung = await describeRung();
-  } catch {
-    return; // the pulse says what is wrong, and comes back here when it is over
-  }
-  document.title = `Rung ${rung.number}: ${rung.name}`;
-  document.documentElement.dataset.rung = rung.number;
-  setText(element("number"), rung.number);
-  setText(element("name"), rung.name);
-  setText(element("idea"), rung.idea);
-  setText(element("source"), rung.source);
+/** @param {import("./client.js").Rung} described */
+function takeRung(described) {
+  rung = described;
   element("docs").hidden = !rung.streams; // Flask has none
   fields.stream.disabled = !rung.streams;
   fields.stream.checked = rung.streams;
@@ -104,7 +80,7 @@ async function start() {
   element("lanes").hidden = false;
   clearSummary();
   const list = element("lane-list");
-  const thisRun = new Run(requests(), list, /** @type {HTMLTemplateElement} */ (element("lane")), axis);
+  const thisRun = new Run(requests(), list, axis);
   run = thisRun;
   list.dataset.size = run.lanes.length <= 2 ? "few" : run.lanes.length <= 6 ? "some" : "many";
   strip.run = { from: run.started, to: null };
@@ -132,13 +108,9 @@ async function conclude(ended, rung) {
 
 /** @param {import("./summary.js").Figure[]} figures */
 function showFigures(figures) {
-  const rows = figures.map((figure) => {
-    const row = document.createElement("div");
-    for (const [tag, text] of [["dt", figure.label], ["dd", figure.value], ["dd", figure.note || "\u00a0"]]) {
-      row.appendChild(document.createElement(tag)).textContent = text;
-    }
-    return row;
-  });
+  const rows = figures.map(({ label, value, note }) =>
+    make("div", {}, make("dt", {}, label), make("dd", {}, value), make("dd", {}, note || "\u00a0")),
+  );
   element("summary-figures").replaceChildren(...rows);
 }
 
@@ -175,7 +147,6 @@ element("copy").addEventListener("click", async () => {
 
 const PICTURE = 30; // milliseconds: more would take time from the model, which runs on the same processor
 let drawn = 0;
-let stripDrawn = 0;
 
 /** @param {number} now */
 function frame(now) {
@@ -183,15 +154,7 @@ function frame(now) {
     drawn = now;
     run?.draw();
   }
-  // The strip moves on by a pixel or two at a time; with reduced motion, a little each second.
-  if (now - stripDrawn >= (reducedMotion.matches ? 1000 : 45)) {
-    stripDrawn = now;
-    strip.draw();
-    heartbeat.forget(Math.min(performance.now() - 60_000, run && running() ? run.started : Infinity));
-  }
   requestAnimationFrame(frame);
 }
 
-introduce();
-heartbeat.start();
 requestAnimationFrame(frame);

@@ -14,10 +14,9 @@ export class Run {
   /**
    * @param {GenerateRequest[]} requests one a client
    * @param {HTMLElement} list
-   * @param {HTMLTemplateElement} template
    * @param {Sheet} axis
    */
-  constructor(requests, list, template, axis) {
+  constructor(requests, list, axis) {
     this.requests = requests;
     this.axis = axis;
     this.axis.resized = () => (this.shownEnd = 0);
@@ -26,7 +25,7 @@ export class Run {
     /** @type {number | null} */ this.ended = null;
     this.leaving = new AbortController();
     for (const lane of Run.lanesOn(list)) lane.remove();
-    this.lanes = requests.map((_, client) => new Lane(client + 1, template, this.started));
+    this.lanes = requests.map((_, client) => new Lane(client + 1, this.started));
     list.append(...this.lanes.map((lane) => lane.element));
   }
 

@@ -1,5 +1,7 @@
 /** The server's log, followed as it is written. */
 
+import { make } from "./dom.js";
+
 const MOST_LINES = 300;
 
 /** @param {HTMLElement} list */
@@ -8,8 +10,7 @@ export function followLog(list) {
   source.onopen = () => list.replaceChildren(); // after a break the last lines come again
   source.onmessage = (event) => {
     const atTheEnd = list.scrollTop + list.clientHeight >= list.scrollHeight - 4;
-    const line = list.appendChild(document.createElement("li"));
-    line.textContent = event.data;
+    const line = list.appendChild(make("li", {}, event.data));
     if (/ 206 bytes /.test(event.data)) line.className = "part";
     if (/ [45]\d\d (bytes |\d+ B )/.test(event.data)) line.className = "refused";
     while (list.childElementCount > MOST_LINES) list.firstElementChild?.remove();

@@ -1,7 +1,8 @@
 /** A file fetched in parts side by side, put together, and compared with the whole. */
 
 import { colour, Sheet } from "./canvas.js";
-import { bytes, CAN_HASH, sha256 } from "./sizes.js";
+import { bytes } from "./format.js";
+import { CAN_HASH, sha256 } from "./hash.js";
 
 /** Which parts of a file are there. */
 export class PartsMap {

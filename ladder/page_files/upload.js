@@ -1,7 +1,8 @@
 /** Uploads with progress. One that breaks off is gone on with from where the server has it. */
 
 import { reasonIn } from "./client.js";
-import { bytes, CAN_HASH, sha256 } from "./sizes.js";
+import { bytes, several } from "./format.js";
+import { CAN_HASH, hex, sha256 } from "./hash.js";
 
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 8000;
@@ -84,7 +85,7 @@ export class Upload {
   constructor(file, row) {
     this.file = file;
     this.row = new Row(row, file);
-    this.id = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.id = hex(crypto.getRandomValues(new Uint8Array(16)));
     /** @type {XMLHttpRequest | null} */ this.request = null;
     /** @type {(() => void) | null} */ this.goOn = null;
     this.paused = false;
@@ -169,7 +170,7 @@ export class Upload {
   async conclude(stored) {
     this.row.fill("sent", this.file.size);
     this.row.fill("written", this.file.size);
-    const breaks = this.breaks ? `, after ${this.breaks} broken connection${this.breaks === 1 ? "" : "s"}` : "";
+    const breaks = this.breaks ? `, after ${several(this.breaks, "broken connection")}` : "";
     if (!stored || !CAN_HASH || this.file.size > MOST_TO_HASH) return this.row.end("done", `stored${breaks}`);
     const ours = await sha256(await this.file.arrayBuffer());
     if (ours === stored.sha256) this.row.end("done", `stored${breaks}; the same SHA-256 here and there: ${ours.slice(0, 16)}…`);

@@ -1,28 +1,15 @@
 /** Rung 06's page: one drawing, every version's reading of it, and the versions themselves. */
 
-import { setText } from "./dom.js";
-import { count, duration } from "./format.js";
-import { begin, beginPad, element, make, makeCard } from "./shell.js";
+import { ask } from "./client.js";
+import { beginPad, Cards, showLoaded } from "./digits.js";
+import { element, make, setText } from "./dom.js";
+import { bytes, count, duration } from "./format.js";
+import { begin } from "./shell.js";
 
-/** @type {Map<string, ReturnType<typeof makeCard>>} */
-const cards = new Map();
+const cards = new Cards();
 /** @type {number[] | null} */ let drawn = null;
 /** @type {string | null} */ let prediction = null;
 let latest = 0;
-
-/**
- * @param {string} method
- * @param {string} path
- * @param {object} [body]
- */
-async function ask(method, path, body) {
-  const headers = { "content-type": "application/json" };
-  const response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
-  if (response.status === 204) return null;
-  const answer = await response.json();
-  if (response.ok) return answer;
-  throw new Error(answer.error?.message ?? (typeof answer.detail === "string" ? answer.detail : answer.detail[0].msg));
-}
 
 /** @param {number[]} features */
 async function predict(features) {
@@ -64,30 +51,18 @@ async function showModels() {
   try {
     models = await ask("GET", "/models");
   } catch {
-    return;
+    return; // the pulse says what is wrong
   }
   const rows = [];
   for (const [name, model] of Object.entries(models)) {
     for (const [version, info] of Object.entries(/** @type {any} */ (model).versions)) {
-      if (name === "digits" && !cards.has(version)) addCard(version, /** @type {any} */ (info).about);
+      if (name === "digits") cards.add(version, /** @type {any} */ (info).about);
       rows.push(versionRow(name, model, version, info));
     }
   }
   const focused = document.activeElement?.getAttribute("aria-label");
   element("versions").replaceChildren(...rows);
   if (focused) [...element("versions").querySelectorAll("button")].find((button) => button.ariaLabel === focused)?.focus();
-}
-
-/** @param {string} version @param {string} about */
-function addCard(version, about) {
-  const card = makeCard(version, about);
-  cards.set(version, card);
-  element("cards").append(card.card);
-}
-
-/** @param {number} bytes */
-function size(bytes) {
-  return bytes < 1024 ? `${bytes} B` : `${count(bytes / 1024)} KiB`;
 }
 
 /**
@@ -108,10 +83,9 @@ function versionRow(name, model, version, info) {
       action("Unload", `Unload ${name} ${version}`, () => ask("DELETE", path)),
     );
   }
-  const head = make("th", { scope: "row", textContent: `${name} ${version}` });
-  const row = make("tr", {}, head);
-  for (const text of [isDefault ? "default" : "", info.state, score, info.bytes ? size(info.bytes) : "–", count(info.in_flight)]) {
-    row.append(make("td", { textContent: text }));
+  const row = make("tr", {}, make("th", { scope: "row" }, `${name} ${version}`));
+  for (const text of [isDefault ? "default" : "", info.state, score, info.bytes ? bytes(info.bytes) : "–", count(info.in_flight)]) {
+    row.append(make("td", {}, text));
   }
   row.append(buttons);
   row.dataset.version = `${name} ${version}`;
@@ -120,8 +94,7 @@ function versionRow(name, model, version, info) {
 
 /** @param {string} text @param {string} label @param {() => Promise<unknown>} work */
 function action(text, label, work) {
-  const button = make("button", { type: "button", textContent: text });
-  button.ariaLabel = label;
+  const button = make("button", { type: "button", ariaLabel: label }, text);
   button.addEventListener("click", async () => {
     try {
       await work();
@@ -147,8 +120,7 @@ element("experiment").addEventListener("submit", async (event) => {
 });
 
 for (let digit = 0; digit < 10; digit++) {
-  const button = make("button", { type: "button", textContent: String(digit) });
-  button.ariaLabel = `It is a ${digit}`;
+  const button = make("button", { type: "button", ariaLabel: `It is a ${digit}` }, String(digit));
   button.addEventListener("click", async () => {
     await ask("POST", "/feedback", { prediction_id: prediction, label: digit });
     element("labels").hidden = true;
@@ -162,26 +134,34 @@ async function showReport() {
   const report = await ask("GET", "/ab-test");
   const rows = Object.entries(report.arms).map(([version, /** @type {any} */ arm]) => {
     const cells = [count(arm.requests), count(arm.labelled), arm.accuracy === null ? "–" : `${(100 * arm.accuracy).toFixed(1)} %`, arm.latency_median_ms === null ? "–" : duration(arm.latency_median_ms)];
-    return make("tr", {}, make("th", { scope: "row", textContent: version }), ...cells.map((textContent) => make("td", { textContent })));
+    return make("tr", {}, make("th", { scope: "row" }, version), ...cells.map((text) => make("td", {}, text)));
   });
   element("report").replaceChildren(...rows);
 }
 
-begin((health) => {
+/** @param {any} health */
+function showFigures(health) {
+  showLoaded(health);
   for (const [name, text] of Object.entries({
     running: count(health.running),
     calls: count(health.calls),
     rows: count(health.rows),
     "hit-rate": `${(100 * health.cache.hit_rate).toFixed(0)} % of ${count(health.cache.hits + health.cache.misses)}`,
-    memory: `${count(health.rss_bytes / 2 ** 20)} MiB`,
+    memory: bytes(health.rss_bytes),
   })) setText(element(name), text);
-}, showModels);
+}
+
 beginPad(draw, () => {
   drawn = null;
   latest += 1;
-  for (const card of cards.values()) card.say("nothing drawn yet");
+  cards.empty();
   /** @type {HTMLButtonElement} */ (element("take-part")).disabled = true;
 });
-showModels();
-showReport();
+begin({
+  onRung: () => {
+    showModels();
+    showReport();
+  },
+  onHealth: showFigures,
+});
 setInterval(showModels, 2000);

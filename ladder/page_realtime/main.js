@@ -1,15 +1,16 @@
 /** Rung 07's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
 
 import { colour, Sheet } from "./canvas.js";
-import { setText } from "./dom.js";
-import { count, duration, median, several } from "./format.js";
-import { begin, beginPad, element, make, makeCard } from "./shell.js";
-import { readEvents } from "./sse.js";
+import { ask, reasonIn, Refusal, send } from "./client.js";
+import { beginPad, Cards, showLoaded } from "./digits.js";
+import { element, make, setText } from "./dom.js";
+import { bytes, count, duration, median, several } from "./format.js";
 import { SAMPLES } from "./samples.js";
-import { Socket } from "./socket.js";
+import { begin } from "./shell.js";
+import { address, Socket } from "./socket.js";
+import { readEvents } from "./sse.js";
 
-/** @type {Map<string, ReturnType<typeof makeCard>>} */
-const cards = new Map();
+const cards = new Cards();
 /** @type {Map<string, number>} */ const asked = new Map(); // when, by version: its question is under way
 /** @type {number[] | null} */ let drawn = null;
 /** @type {number[] | null} */ let sent = null;
@@ -22,7 +23,7 @@ const asking = new Socket("/ws/predict", (answer) => {
   const started = asked.get(answer.id);
   asked.delete(answer.id);
   if (answer.error) {
-    if (drawn) cards.get(answer.id)?.say(answer.error.message);
+    if (drawn) cards.get(answer.id)?.say(reasonIn(answer));
     retrying ||= setTimeout(() => {
       retrying = 0;
       showVersions();
@@ -30,13 +31,13 @@ const asking = new Socket("/ws/predict", (answer) => {
   } else if (drawn && started !== undefined) {
     cards.get(answer.id)?.show(answer, performance.now() - started);
   }
-  if (asked.size === 0 && drawn !== sent) ask();
+  if (asked.size === 0 && drawn !== sent) read();
 }, () => {
   asked.clear();
-  if (drawn) ask();
+  read();
 });
 
-function ask() {
+function read() {
   if (!drawn || asked.size || !asking.open) return;
   sent = drawn;
   for (const version of cards.keys()) {
@@ -48,28 +49,17 @@ function ask() {
 async function showVersions() {
   let models;
   try {
-    models = await (await fetch("/models")).json();
+    models = await ask("GET", "/models");
   } catch {
-    return; // the heartbeat says so
+    return; // the pulse says what is wrong
   }
-  for (const [version, info] of Object.entries(models.digits.versions)) {
-    const about = /** @type {any} */ (info);
-    if (about.state === "unloaded") remove(version);
-    else if (!cards.has(version)) {
-      const card = makeCard(version, about.about);
-      cards.set(version, card);
-      element("cards").append(card.card);
-    }
+  for (const [version, /** @type {any} */ info] of Object.entries(models.digits.versions)) {
+    if (info.state === "unloaded") cards.remove(version);
+    else cards.add(version, info.about);
   }
-  for (const version of cards.keys()) if (!models.digits.versions[version]) remove(version);
+  for (const version of cards.keys()) if (!models.digits.versions[version]) cards.remove(version);
   sent = null;
-  ask();
-}
-
-/** @param {string} version */
-function remove(version) {
-  cards.get(version)?.card.remove();
-  cards.delete(version);
+  read();
 }
 
 /* The monitor. */
@@ -81,7 +71,7 @@ new Socket("/ws/monitor", (figures) => {
     p50: latency(figures.latency_p50_ms),
     p99: latency(figures.latency_p99_ms),
     cpu: `${figures.cpu_percent.toFixed(0)} %`,
-    memory: `${count(figures.rss_bytes / 2 ** 20)} MiB`,
+    memory: bytes(figures.rss_bytes),
     connections: count(Object.values(figures.connections).reduce((sum, one) => sum + one, 0)),
   })) setText(element(name), text);
 });
@@ -130,8 +120,8 @@ element("training").addEventListener("submit", async (event) => {
   epochs = [];
   showButtons();
   try {
-    const response = await fetch(`/train/stream?epochs=${wanted}`, { method: "POST", signal: training.signal });
-    if (!response.ok || !response.body) throw new Error((await response.json()).error?.message ?? `status ${response.status}`);
+    const response = await send("POST", `/train/stream?epochs=${wanted}`, undefined, training.signal);
+    if (!response.ok || !response.body) throw new Refusal(reasonIn(await response.json()));
     for await (const events of readEvents(response.body)) for (const one of events) takeTraining(one);
   } catch (error) {
     const left = /** @type {Error} */ (error).name === "AbortError";
@@ -153,7 +143,7 @@ function takeTraining(event) {
     const { version, accuracy } = JSON.parse(event.data);
     setText(element("progress"), `done: ${version} reads ${(100 * accuracy).toFixed(1)} % correctly, and is served`);
   } else if (event.name === "error") {
-    throw new Error(JSON.parse(event.data).error.message);
+    throw new Refusal(reasonIn(JSON.parse(event.data)));
   }
 }
 
@@ -169,7 +159,7 @@ for (const name of ["loaded", "unloaded", "idle", "default", "gap"]) {
   happening.addEventListener(name, (event) => {
     const { data, lastEventId } = /** @type {MessageEvent} */ (event);
     const text = name === "gap" ? "some events were missed" : `${JSON.parse(data).version}: ${name}`;
-    const row = make("li", { textContent: `${new Date().toLocaleTimeString()}  ${text}` });
+    const row = make("li", {}, `${new Date().toLocaleTimeString()}  ${text}`);
     row.dataset.id = lastEventId;
     element("events").prepend(row);
     while (element("events").children.length > 100) element("events").lastElementChild?.remove();
@@ -205,8 +195,7 @@ async function byHttp() {
   const times = [];
   for (const features of rows()) {
     const started = performance.now();
-    const headers = { "content-type": "application/json" };
-    await (await fetch("/predict?version=v2", { method: "POST", headers, body: JSON.stringify({ features }) })).json();
+    await ask("POST", "/predict?version=v2", { features });
     times.push(performance.now() - started);
   }
   return times;
@@ -218,7 +207,7 @@ function bySocket() {
     /** @type {number[]} */ const times = [];
     const waiting = rows();
     let started = 0;
-    const socket = new WebSocket(new URL("/ws/predict", location.href.replace(/^http/, "ws")));
+    const socket = new WebSocket(address("/ws/predict"));
     const next = () => {
       const features = waiting.pop();
       if (!features) {
@@ -242,8 +231,7 @@ function bySocket() {
 async function byEvents() {
   const times = [];
   let last = performance.now();
-  const headers = { "content-type": "application/json" };
-  const response = await fetch("/predict/stream?version=v2", { method: "POST", headers, body: JSON.stringify({ instances: rows() }) });
+  const response = await send("POST", "/predict/stream?version=v2", { instances: rows() });
   for await (const events of readEvents(/** @type {ReadableStream<Uint8Array>} */ (response.body))) {
     for (const event of events) {
       if (event.data === "[DONE]") continue;
@@ -270,13 +258,12 @@ element("measure").addEventListener("click", async () => {
   button.disabled = false;
 });
 
-begin(() => {}, showVersions);
 beginPad((features) => {
   drawn = [...features];
-  ask();
+  read();
 }, () => {
   drawn = null;
-  for (const card of cards.values()) card.say("nothing drawn yet");
+  cards.empty();
 });
-showVersions();
 showMeasured();
+begin({ onRung: showVersions, onHealth: showLoaded });

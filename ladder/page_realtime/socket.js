@@ -3,6 +3,11 @@
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 8000;
 
+/** @param {string} path */
+export function address(path) {
+  return new URL(path, location.href.replace(/^http/, "ws"));
+}
+
 export class Socket {
   /**
    * @param {string} path
@@ -10,7 +15,7 @@ export class Socket {
    * @param {() => void} [onOpen]
    */
   constructor(path, onMessage, onOpen) {
-    this.url = new URL(path, location.href.replace(/^http/, "ws"));
+    this.url = address(path);
     this.onMessage = onMessage;
     this.onOpen = onOpen;
     this.pause = FIRST_PAUSE;
