@@ -19,6 +19,8 @@ from hypothesis import settings
 from ladder.loading import BUNDLED, Model, load_model
 from tests.support import RUNGS, SCRIPTS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
 
+pytest_plugins = ["tests.browsing"]
+
 # A test that fails once fails every time, and never because the machine was busy.
 settings.register_profile("ladder", deadline=None, derandomize=True)
 settings.load_profile("ladder")

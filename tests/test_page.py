@@ -7,25 +7,23 @@ likes; and how long an answer of /health took is what the page itself says.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from benchmarks.browser import MISSING, chromium, find_chromium
 from benchmarks.screenshots import PICTURES, SHARPNESS, WIDTH, take
 from ladder.loading import Model, load_model
 from ladder.pages import MOST_CLIENTS
 from ladder.schema import GenerateRequest, Health, TokenEvent
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.support import (
     QUESTION,
     RUNGS,
@@ -46,47 +44,10 @@ from tests.test_sse import CASES, PIECES, by_the_standard, cut
 rung_01 = import_rung("01_flask_blocking.py")
 rung_02 = import_rung("02_async_streaming.py")
 
-WIDE = {"width": 1600, "height": 1000}
-NARROW = {"width": 360, "height": 780}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_chromium() is None:
-        if os.environ.get("LADDER_NEEDS_CHROMIUM"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    with chromium() as browser:
-        expect.set_options(timeout=20_000)
-        yield browser
-
-
-Open = Callable[..., Page]
-
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens pages and waits until they can start; at the end, none of them may have complained."""
-    complaints: list[str] = []
-    contexts = []
-
-    def open_page(server: Server, *, size: Any = WIDE, **settings: Any) -> Page:
-        context = browser.new_context(viewport=size, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(server.url)
-        expect(page.locator("#start")).to_be_enabled()
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    # That a rung refuses a request, or is gone, is for the browser to note, and not a fault of the page.
-    assert [text for text in complaints if "Failed to load resource" not in text] == []
+def ready() -> Ready:
+    return lambda page: expect(page.locator("#start")).to_be_enabled()
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +321,7 @@ def test_the_summary_can_be_copied(pool: ServerPool, open_page: Open) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
 def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, size: dict[str, int]) -> None:
-    """Axe finds nothing, and no line is wider than the screen, before a run and after it."""
+    """Before a run and after it."""
     page = open_page(
         pool("04_continuous_batching.py"), size=size, color_scheme=scheme, reduced_motion="reduce"
     )
@@ -368,10 +329,33 @@ def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, s
         if clients:
             ask(page, clients)
             expect(page.locator("#copy")).to_be_enabled()
-        results = Axe().run(page)
-        assert results.violations_count == 0, results.generate_report()
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert_readable_by_all(page)
     assert page.evaluate("document.getAnimations().length") == 0
+
+
+@pytest.mark.parametrize(("motion", "least", "most"), [("reduce", 9, 10), ("no-preference", 100, 250)])
+def test_the_pulse_moves_as_little_as_one_wants(
+    pool: ServerPool, open_page: Open, motion: str, least: int, most: int
+) -> None:
+    """In ten seconds of the page's own clock."""
+    page = open_page(pool("04_continuous_batching.py"), reduced_motion=motion)
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#start")).to_be_enabled()
+    page.evaluate(
+        """() => {
+            const { clearRect } = CanvasRenderingContext2D.prototype;
+            window.drawn = 0;
+            CanvasRenderingContext2D.prototype.clearRect = function (...box) {
+                if (this.canvas.closest("#heartbeat")) window.drawn += 1;
+                clearRect.apply(this, box);
+            };
+        }"""
+    )
+    page.clock.pause_at(page.evaluate("Date.now() / 1000 + 1"))
+    before = page.evaluate("window.drawn")
+    page.clock.run_for(10_000)
+    assert least <= page.evaluate("window.drawn") - before <= most
 
 
 def test_the_pictures_for_the_readme_can_be_taken(browser: Browser, pool: ServerPool, tmp_path: Path) -> None:
@@ -399,10 +383,10 @@ def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page
         if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
     }
     tasks = [
-        event.get("tdur", 0) / 1e6
+        event["tdur"] / 1e6
         for event in trace
         if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main_threads
     ]
     assert len(tasks) > 100
-    assert max(tasks) < LONGEST_TASK
+    assert 0 < max(tasks) < LONGEST_TASK
     expect(lanes(page, "done")).to_have_count(MOST_CLIENTS)

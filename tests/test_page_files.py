@@ -8,22 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from benchmarks.browser import MISSING, chromium, find_chromium
 from ladder import ROOT
-from ladder.launch import RungProcess
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
+from tests.support import Server, own_rung
 
 CLIP = ROOT / "ladder" / "clips" / "batching.webm"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_chromium() is None:
-        pytest.skip(MISSING)
-    with chromium() as browser:
-        expect.set_options(timeout=20_000)
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +23,19 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(uploads: Path) -> Iterator[str]:
-    process = RungProcess("08_file_streaming.py", ("--uploads", str(uploads)))
-    try:
-        yield process.wait_ready()
-    finally:
-        process.close()
+def server(uploads: Path) -> Iterator[Server]:
+    with own_rung("08_file_streaming.py", "--uploads", str(uploads)) as server:
+        yield server
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    complaints: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto(url)
-    expect(page.locator("#number")).to_have_text("08")
-    yield page
-    page.close()
-    # Chromium itself complains of every answer of 400 and more; one test is about such an answer.
-    assert [one for one in complaints if "status of 422" not in one] == []
+def ready() -> Ready:
+    return lambda page: expect(page.locator("#choice")).not_to_have_value("")
+
+
+@pytest.fixture
+def page(open_page: Open, server: Server) -> Page:
+    return open_page(server)
 
 
 def test_the_clip_is_small_and_plays_and_seeks(page: Page) -> None:
@@ -135,6 +119,8 @@ def test_an_upload_goes_on_after_a_broken_connection(page: Page, uploads: Path) 
     assert [file.name for file in uploads.glob(".*.part")] == []
 
 
-def test_nothing_is_wider_than_a_narrow_screen(page: Page) -> None:
-    page.set_viewport_size({"width": 360, "height": 780})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_it_can_be_read_by_all(open_page: Open, server: Server, scheme: str, size: dict[str, int]) -> None:
+    page = open_page(server, size, color_scheme=scheme, reduced_motion="reduce")
+    assert_readable_by_all(page)

@@ -4,57 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, WebSocket, expect
+from playwright.sync_api import Page, WebSocket, expect
 
-from benchmarks.browser import MISSING, chromium, find_chromium
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.predicting import engine_serving, watch
-from tests.support import Server, import_rung
+from tests.support import import_rung
 
 rung_06 = import_rung("06_model_versions.py")
 rung_07 = import_rung("07_realtime.py")
 
-WIDE = {"width": 1400, "height": 1000}
-NARROW = {"width": 360, "height": 780}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_chromium() is None:
-        (pytest.fail if os.environ.get("LADDER_NEEDS_CHROMIUM") else pytest.skip)(MISSING)
-    with chromium() as browser:
-        expect.set_options(timeout=20_000)
-        yield browser
-
-
-Open = Callable[..., Page]
-
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens pages and waits until the versions are there; none of them may complain."""
-    complaints: list[str] = []
-    pages: list[Page] = []
-
-    def open_page(server: Server, size: Any = WIDE, **settings: Any) -> Page:
-        page = browser.new_page(viewport=size, **settings)
-        pages.append(page)
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(server.url)
-        expect(page.locator(".card")).to_have_count(2)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert [text for text in complaints if "Failed to load resource" not in text] == []
+def ready() -> Ready:
+    return lambda page: expect(page.locator(".card")).to_have_count(2)
 
 
 def reading(page: Page, version: str) -> Any:
@@ -81,11 +47,6 @@ ZERO = [(0.5 + 0.2 * math.sin(turn / 6), 0.5 - 0.35 * math.cos(turn / 6)) for tu
 ONE = [(0.5, 0.15 + 0.07 * step) for step in range(11)]
 
 
-def no_violations(page: Page) -> None:
-    found = Axe().run(page).response["violations"]
-    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
-
-
 @pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
@@ -94,8 +55,7 @@ def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any
         page = open_page(server, size, color_scheme=scheme)
         page.get_by_role("button", name="A handwritten 4").click()
         expect(reading(page, "v2")).to_have_text("4")
-        no_violations(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert_readable_by_all(page)
 
 
 @pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
@@ -201,7 +161,7 @@ def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
         page.reload()
         expect(page.locator("#cpu")).to_have_text(re.compile(r"\d+ %"))
         expect(page.locator("#connections")).to_have_text("2")
-        expect(page.locator("#memory")).to_have_text(re.compile(r"[\d,]+ MiB"))
+        expect(page.locator("#memory")).to_have_text(re.compile(r"[\d.]+ [MG]iB"))
         assert seen
         assert engine.managers["monitor"].connections
 

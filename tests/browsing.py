@@ -1,0 +1,70 @@
+"""Fixtures of the tests that use a real browser: Chromium, and pages that have no reason to complain."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+
+from benchmarks.browser import MISSING, chromium, find_chromium
+from tests.support import Server
+
+WIDE = {"width": 1600, "height": 1000}
+NARROW = {"width": 360, "height": 780}
+
+Open = Callable[..., Page]
+Ready = Callable[[Page], None]
+
+# That a server refuses a request, or is gone, is for the browser to note, and not a fault of the page.
+NOTED = re.compile(r"net::ERR_|the server responded with a status of 4(04|09|22)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for a file of tests, closed after it: its event loop would be in the way of asyncio's."""
+    if find_chromium() is None:
+        (pytest.fail if os.environ.get("LADDER_NEEDS_CHROMIUM") else pytest.skip)(MISSING)
+    with chromium() as browser:
+        expect.set_options(timeout=20_000)
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser: Browser, ready: Ready) -> Iterator[Open]:
+    """Opens pages and waits until they are `ready`, a fixture that each file of tests has of its own.
+
+    At the end, none of them may have complained.
+    """
+    complaints: list[str] = []
+    contexts = []
+
+    def take(message: ConsoleMessage) -> None:
+        if message.type == "error" and not NOTED.search(message.text):
+            complaints.append(message.text)
+
+    def open_page(server: Server, size: Any = WIDE, **settings: Any) -> Page:
+        context = browser.new_context(viewport=size, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", take)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url)
+        ready(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def assert_readable_by_all(page: Page) -> None:
+    """Axe finds nothing, and no line is wider than the screen."""
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
