@@ -3,16 +3,20 @@
     python benchmarks/plot.py                                   results/ into figures/
     python benchmarks/plot.py benchmarks/results/vllm --figures vllm-figures
 
-Each figure is written as SVG and as PNG. Folders named together are drawn together.
+Each figure is written as SVG and as PNG. Folders named together are drawn together. A title says no more than
+the results do: what it states of them is computed. In each file stands what it was drawn from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 if not __package__:
@@ -29,53 +33,11 @@ from matplotlib.patches import Patch
 from rich.console import Console
 
 from benchmarks.results_file import RESULTS
-from benchmarks.scenarios import EIGHT
 from ladder.cli import OneLineParser
-from ladder.client import percentile
 from ladder.errors import UserError, errors_in_one_line
+from ladder.looks import COLOURS, GREY, INK, MARKERS, NAMES, PALE, SKY, SMALL_PRINT, STYLE
 
 FIGURES = Path(__file__).parent / "figures"
-
-COLOURS = {"01": "#D55E00", "02": "#E69F00", "03": "#9467BD", "04": "#0072B2", "05": "#009E73"}
-"""Okabe and Ito's, told apart by almost every eye; each rung has its own in every figure."""
-
-NAMES = {
-    "01": "01 blocking",
-    "02": "02 streaming",
-    "03": "03 batching",
-    "04": "04 continuous",
-    "05": "05 own process",
-}
-MARKERS = {"01": "s", "02": "^", "03": "D", "04": "o", "05": "v"}
-INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
-GREY = "#8c959f"
-
-STYLE: Any = {
-    # A white card: it reads the same on a light page and on a dark one.
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "font.size": 10,
-    "lines.linewidth": 2,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-    "svg.hashsalt": "serving-ladder",
-    "svg.fonttype": "path",
-}
 
 Result = dict[str, Any]
 
@@ -85,20 +47,24 @@ class Results:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
+        self.read: dict[str, str] = {}  # what was asked for, and the digest of what was found
 
     def __call__(self, name: str) -> Result | None:
-        found = [
-            json.loads(file.read_text())
-            for folder in self.folders
-            if (file := folder / f"{name}.json").exists()
-        ]
-        if not found:
+        files = [file for folder in self.folders if (file := folder / f"{name}.json").exists()]
+        if not files:
             return None
-        merged = {**found[0]}
-        for other in found[1:]:
+        contents = [file.read_bytes() for file in files]
+        self.read[name] = digest(contents)
+        first, *others = map(json.loads, contents)
+        merged: Result = {**first}
+        for other in others:
             merged["runs"] = merged["runs"] + other["runs"]
             merged["summary"] = merged["summary"] | other["summary"]
         return merged
+
+
+def digest(contents: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
 def colour(contender: str) -> str:
@@ -109,12 +75,14 @@ def name_of(contender: str) -> str:
     return NAMES.get(contender, contender)
 
 
-def runs_of(result: Result, contender: str, round_number: int | None = None) -> list[Result]:
-    return [
-        run
-        for run in result["runs"]
-        if run["contender"] == contender and round_number in (None, run["round"])
-    ]
+def runs_of(result: Result, contender: str) -> list[Result]:
+    return [run for run in result["runs"] if run["contender"] == contender]
+
+
+def middle_round(result: Result, contender: str, figure: str) -> Result:
+    """Of the rounds the one whose figure is the median, so that the drawing is of the number in the text."""
+    runs = sorted(runs_of(result, contender), key=lambda run: run[figure])
+    return runs[(len(runs) - 1) // 2]
 
 
 def contenders(result: Result) -> list[str]:
@@ -130,9 +98,32 @@ def setup(result: Result) -> str:
 
 def finish(figure: Any, title: str, small_print: str) -> Any:
     """The title says the point; below stands what was measured, and on what."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-    figure.text(0.99, -0.01, small_print, ha="right", va="top", fontsize=7.5, color=GREY)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    figure.text(0.99, -0.01, small_print, ha="right", va="top", fontsize=7.5, color=SMALL_PRINT)
     return figure
+
+
+def legend_above(panel: Any, height: float = 1.0, **settings: Any) -> None:
+    """In one line over the panel, where no line of the figure can run."""
+    panel.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, height),
+        ncols=6,
+        borderaxespad=0.2,
+        columnspacing=1.5,
+        handletextpad=0.5,
+        fontsize=9,
+        **settings,
+    )
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+
+
+def listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def who_waited(results: Results) -> Any:
@@ -142,34 +133,35 @@ def who_waited(results: Results) -> Any:
         return None
     order = contenders(result)
     figure, panels = pyplot.subplots(
-        len(order), 1, figsize=(9, 1.75 * len(order)), sharex=True, layout="constrained"
+        len(order), 1, figsize=(9, 1.9 * len(order)), sharex=True, layout="constrained", squeeze=False
     )
-    for panel, contender in zip(panels, order, strict=True):
-        run = runs_of(result, contender, 1)[0]
+    for panel, contender in zip(panels[:, 0], order, strict=True):
+        run = middle_round(result, contender, "median_ttft_ms")
         draw_waiting(panel, run, colour(contender))
-        last = max(
-            start + latency for start, latency in zip(run["start_times"], run["latencies"], strict=True)
+        half = seconds(run["median_ttft_ms"] / 1000)
+        panel.set_title(
+            f"{name_of(contender)}: half see text after {half}, all are done after {seconds(run['duration'])}"
         )
-        panel.set_title(f"{name_of(contender)}: everyone is served after {last:.1f} s")
-        panel.set(yticks=range(8), yticklabels=[str(number) for number in range(1, 9)], ylim=(7.7, -0.7))
-        panel.tick_params(axis="y", labelsize=7, length=0)
+        count = len(run["output_lens"])
+        panel.set(
+            yticks=range(count),
+            yticklabels=[f"{tokens} tokens" for tokens in run["output_lens"]],
+            ylim=(count - 0.3, -0.7),
+            ylabel="request",
+        )
+        panel.tick_params(axis="y", labelsize=7.5, length=0)
         panel.grid(axis="y", visible=False)
-    panels[-1].set_xlabel("seconds since the first request was sent")
-    panels[-1].legend(
-        handles=[
-            Patch(facecolor="#e4e7eb", label="waits, sees nothing"),
-            Patch(facecolor=GREY, label="its prompt is read"),
-            Line2D([], [], color=INK, marker="|", linestyle="", markersize=11, label="a token"),
-        ],
-        loc="lower right",
-        fontsize=9,
-    )
-    lengths = ", ".join(str(tokens) for _, tokens in EIGHT)
-    return finish(
-        figure,
-        "Who waited for what",
-        f"the same eight requests on each rung, {lengths} tokens · {setup(result)}",
-    )
+    panels[-1, 0].set_xlabel("seconds since the first request was sent")
+    bar: Any = dict(color=INK, marker="|", linestyle="", markersize=11)
+    handles = [
+        Patch(facecolor=PALE, label="waits, sees nothing"),
+        Patch(facecolor=GREY, label="its prompt is read"),
+        Line2D([], [], label="a token", **bar),
+        Line2D([], [], label="the whole text at once", markeredgewidth=4, **bar),
+    ]
+    legend_above(panels[0, 0], 1.17, handles=handles)
+    title = "Who waited for what: pale grey is time with nothing to read"
+    return finish(figure, title, f"the same eight requests on each · {setup(result)}")
 
 
 def draw_waiting(panel: Any, run: Result, rung_colour: str) -> None:
@@ -177,11 +169,11 @@ def draw_waiting(panel: Any, run: Result, rung_colour: str) -> None:
         first = start + run["ttfts"][number]
         end = start + run["latencies"][number]
         prefill = run["server_prefills"][number] or 0.0
-        panel.barh(number, first - start, left=start, height=0.74, color="#e4e7eb")
+        panel.barh(number, first - start, left=start, height=0.74, color=PALE)
         if (total := run["server_totals"][number]) is not None:
             # All at once: what the server did unseen, then the text.
             panel.barh(number, prefill, left=end - total, height=0.74, color=GREY)
-            panel.vlines(end, number - 0.42, number + 0.42, color=rung_colour, linewidth=3)
+            panel.vlines(end, number - 0.42, number + 0.42, color=rung_colour, linewidth=4)
             continue
         panel.barh(number, prefill, left=first - prefill, height=0.74, color=GREY)
         times = [first]
@@ -192,76 +184,104 @@ def draw_waiting(panel: Any, run: Result, rung_colour: str) -> None:
 
 
 def first_tokens(results: Results) -> Any:
-    """Every request of a burst is a dot: how long it saw nothing."""
+    """Every request of a burst is a dot: how long it saw nothing, and how fast it could read then."""
     result = results("burst")
     if not result:
         return None
     order = contenders(result)
-    figure, panel = pyplot.subplots(figsize=(9, 3.9), layout="constrained")
+    figure, (first, then) = pyplot.subplots(
+        1, 2, figsize=(9.5, 0.6 * len(order) + 1.3), sharey=True, layout="constrained"
+    )
     for row, contender in enumerate(order):
-        waits = sorted(wait for run in runs_of(result, contender) for wait in run["ttfts"])
-        shift = [row + 0.55 * (number / max(1, len(waits) - 1) - 0.5) for number in range(len(waits))]
-        panel.scatter(waits, shift, s=26, color=colour(contender), alpha=0.75, linewidths=0)
-        middle = percentile(waits, 50)
-        panel.plot([middle, middle], [row - 0.3, row + 0.3], color=INK, linewidth=2.5)
-        panel.annotate(
-            f"{1000 * middle:,.0f} ms",
-            (middle, row - 0.31),
-            ha="center",
-            va="bottom",
-            fontsize=9.5,
-            fontweight="bold",
-        )
-    clients = result["runs"][0]["clients"]
-    panel.set(
+        runs = runs_of(result, contender)
+        draw_dots(first, row, contender, [1000 * wait for run in runs for wait in run["ttfts"]])
+        if paces := [pace for run in runs for pace in paces_of(run)]:
+            draw_dots(then, row, contender, paces)
+        else:
+            then.annotate(
+                "all tokens at once", (0, row), xytext=(6, 0), textcoords="offset points", va="center"
+            )
+    first.set(
+        title="The first token …",
         xscale="log",
         yticks=range(len(order)),
         yticklabels=[name_of(contender) for contender in order],
         ylim=(len(order) - 0.4, -0.85),
-        xlabel="time to first token (s), logarithmic",
+        xlabel="time to first token, TTFT (ms, logarithmic)",
     )
-    panel.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    panel.minorticks_off()
-    panel.grid(axis="y", visible=False)
+    first.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    first.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    first.minorticks_off()
+    then.set(title="… and then each next one", xlim=(0, None), xlabel="time per output token, TPOT (ms)")
+    for panel in (first, then):
+        panel.grid(axis="y", visible=False)
+    clients = result["runs"][0]["clients"]
     return finish(
         figure,
-        f"{clients} ask at once: how long does each see nothing?",
+        f"{clients} ask at once: an early first token is only half of an answer",
         f"a dot a request, the bar is the median · {setup(result)}",
     )
 
 
+def paces_of(run: Result) -> list[float]:
+    """TPOT of each request in milliseconds; a text that came at once has none."""
+    return [
+        1000 * (latency - wait) / (tokens - 1)
+        for latency, wait, tokens, whole in zip(
+            run["latencies"], run["ttfts"], run["output_lens"], run["server_totals"], strict=True
+        )
+        if whole is None and tokens > 1
+    ]
+
+
+def draw_dots(panel: Any, row: int, contender: str, values: Sequence[float]) -> None:
+    values = sorted(values)
+    shift = [row + 0.5 * (number / max(1, len(values) - 1) - 0.5) for number in range(len(values))]
+    middle = median(values)
+    panel.plot([middle, middle], [row - 0.36, row + 0.36], color=INK, linewidth=1.5, zorder=1)
+    panel.scatter(values, shift, s=24, color=colour(contender), alpha=0.8, linewidths=0, zorder=2)
+    panel.annotate(
+        f"{middle:,.0f} ms", (middle, row - 0.37), ha="center", va="bottom", fontsize=9.5, fontweight="bold"
+    )
+
+
 def responsiveness(results: Results) -> Any:
-    """/health during a burst, on each rung: when it was asked, and how long it took to answer."""
+    """/health during a burst: a stroke for each answer. Where there are none, the server is not at home."""
     result = results("burst")
     if not result:
         return None
     order = contenders(result)
-    figure, panel = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
-    for contender in order:
-        (run,) = runs_of(result, contender, 1)
-        times, waits = zip(*run["health"], strict=True)
-        panel.plot(
-            times,
-            [1000 * wait for wait in waits],
-            marker=MARKERS.get(contender, "o"),
-            markersize=3,
-            linewidth=1.4,
-            color=colour(contender),
-            label=f"{name_of(contender)}, worst {run['worst_health_ms']:,.0f} ms",
-        )
-    panel.set(
-        yscale="log",
-        xlabel="seconds since the burst began: when /health was asked",
-        ylabel="it answered after (ms)",
+    figure, panels = pyplot.subplots(
+        len(order), 1, figsize=(9, 0.62 * len(order) + 1.2), sharex=True, layout="constrained", squeeze=False
     )
-    panel.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-    panel.legend(loc="center left", bbox_to_anchor=(0.02, 0.52), fontsize=9.5)
+    runs = {contender: middle_round(result, contender, "worst_health_ms") for contender in order}
+    for panel, (contender, run) in zip(panels[:, 0], runs.items(), strict=True):
+        panel.barh(0.5, run["duration"], height=1, color=colour(contender), alpha=0.2)
+        answered = [asked + waited for asked, waited in run["health"]]
+        panel.vlines(answered, 0, 1, color=colour(contender), linewidth=1.2)
+        panel.annotate(
+            f"worst {run['worst_health_ms']:,.0f} ms",
+            (1.01, 0.5),
+            xycoords="axes fraction",
+            va="center",
+            fontweight="bold",
+        )
+        panel.set_ylabel(name_of(contender), rotation=0, ha="right", va="center")
+        panel.set(yticks=[], ylim=(-0.08, 1.08), xlim=(0, None))
+    panels[-1, 0].set_xlabel("seconds since the burst began")
+    handles = [
+        Patch(facecolor=PALE, label="texts are being written"),
+        Line2D([], [], color=INK, marker="|", linestyle="", markersize=11, label="an answer of /health"),
+    ]
+    legend_above(panels[0, 0], 1.02, handles=handles)
+    worst = " and ".join(
+        f"{runs[name]['worst_health_ms']:,.0f} ms on {name}" for name in dict.fromkeys((order[0], order[-1]))
+    )
     clients = result["runs"][0]["clients"]
     return finish(
         figure,
-        f"Is anyone at home? /health while {clients} texts are written",
-        f"asked every 50 ms; one round · {setup(result)}",
+        f"While {clients} texts are written, /health takes up to {worst}",
+        f"asked every 50 ms, answered or not; one round · {setup(result)}",
     )
 
 
@@ -271,123 +291,209 @@ def throughput(results: Results) -> Any:
     if not result:
         return None
     peers = results("engine")
+    if peers and not same_machine(result, peers):
+        peers = None
     figure, panels = pyplot.subplots(
-        1, 2 if peers else 1, figsize=(10 if peers else 6, 4.2), layout="constrained", squeeze=False
+        1,
+        2 if peers else 1,
+        figsize=(11 if peers else 6.5, 4.4),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    panel = panels[0][0]
-    for contender in contenders(result):
-        labels = sorted(result["summary"][contender], key=int)
-        figures = [result["summary"][contender][label]["output_throughput"] for label in labels]
-        draw_line(panel, contender, [int(label) for label in labels], figures)
-    finish_levels(panel, [int(label) for label in labels], "clients, each asking again when answered")
-    panel.set(title="The rungs", ylabel="output tokens a second")
+    panel = panels[0, 0]
+    order = contenders(result)
+    summaries = {contender: result["summary"][contender] for contender in order}
+    speeds = {
+        contender: {int(label): summary[label]["output_throughput"] for label in sorted(summary, key=int)}
+        for contender, summary in summaries.items()
+    }
+    for contender, speed in speeds.items():
+        draw_line(panel, contender, list(speed), list(speed.values()))
+    finish_levels(panel, sorted({level for speed in speeds.values() for level in speed}))
+    panel.set(
+        title=f"{result['dtype']}, a closed loop",
+        xlabel="clients, each asking again when answered",
+        ylabel="output tokens a second",
+        ylim=(0, None),
+    )
     if peers:
-        draw_peers(panels[0][1], peers)
-    small = f"left: {setup(result)}" + (f"; right: {setup(peers)}" if peers else "")
-    return finish(figure, "Sharing each step makes more of the machine", small)
+        draw_peers(panels[0, 1], peers)
+    for panel in panels[0]:
+        label_ends(panel)
+    gains = {
+        name: speed[max(speed)]["median"] / speed[min(speed)]["median"] for name, speed in speeds.items()
+    }
+    shown = [name for name in ("02", "04") if name in gains] or order
+    most = max(max(speed) for speed in speeds.values())
+    first, *others = [f"{gains[name]:.1f} times" for name in shown]
+    title = f"{most} clients together get {first} what one gets on {shown[0]}" + "".join(
+        f", {times} on {name}" for name, times in zip(shown[1:], others, strict=True)
+    )
+    small = setup(result) + (f"; on the right {peers['dtype']}" if peers else "")
+    return finish(figure, title, small)
+
+
+def same_machine(one: Result, other: Result) -> bool:
+    """As far as the results tell."""
+    return all(one["machine"][key] == other["machine"][key] for key in ("processor", "cores"))
 
 
 def draw_line(panel: Any, contender: str, places: Sequence[float], figures: Sequence[Any]) -> None:
-    """Medians, with a band from the least to the most of the rounds, and the name at the end of the line."""
-    middle = [each["median"] for each in figures]
+    """Medians, with a band from the least to the most of the rounds."""
     tint = colour(contender)
+    middle = [each["median"] for each in figures]
     panel.plot(places, middle, color=tint, marker=MARKERS.get(contender, "o"), label=name_of(contender))
-    panel.fill_between(
-        places,
-        [each["min"] for each in figures],
-        [each["max"] for each in figures],
-        color=tint,
-        alpha=0.18,
-        linewidth=0,
-    )
+    least, most = ([each[kind] for each in figures] for kind in ("min", "max"))
+    panel.fill_between(places, least, most, color=tint, alpha=0.18, linewidth=0)
 
 
-def finish_levels(panel: Any, levels: Sequence[int], label: str) -> None:
+def finish_levels(panel: Any, levels: Sequence[float]) -> None:
     panel.set_xscale("log", base=2)
-    panel.set(xticks=levels, xticklabels=[str(level) for level in levels], xlabel=label, ylim=(0, None))
+    panel.set(xticks=levels, xticklabels=[f"{level:g}" for level in levels])
     panel.minorticks_off()
-    panel.legend(loc="upper left", fontsize=9)
+
+
+def label_ends(panel: Any) -> None:
+    """The name of each line beside its end, led to it where names would lie on each other."""
+    lines = panel.get_lines()
+    ends = [line.get_xydata()[-1] for line in lines]
+    top = panel.get_ylim()[1]
+    for line, end, place in zip(lines, ends, apart([y / top for _, y in ends], 0.055), strict=True):
+        panel.annotate(
+            line.get_label(),
+            end,
+            xytext=(1.06, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            arrowprops=dict(
+                arrowstyle="-", color=line.get_color(), linewidth=1.2, relpos=(0, 0.5), shrinkA=1, shrinkB=4
+            ),
+        )
+
+
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """The same heights in the same order, moved until neighbours are so far from each other."""
+    places = list(heights)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    for _ in range(1000):
+        for low, high in pairwise(order):
+            overlap = max(0.0, places[low] + least - places[high])
+            places[low] -= overlap / 2
+            places[high] += overlap / 2
+    return places
 
 
 PEER_LOOKS = {
-    "bare": ("04's engine without a server", "#56B4E9", "--", "P"),
-    "transformers": ("transformers' batching", "#CC79A7", "--", "X"),
-    "handmade": ("`generate` behind FastAPI", GREY, "--", "s"),
+    "bare": ("04's engine, no server", SKY, "P"),
+    "transformers": ("transformers' batching", INK, "X"),
+    "handmade": ("`generate` behind FastAPI", GREY, "s"),
 }
 
 
 def draw_peers(panel: Any, peers: Result) -> None:
     speeds = peers["summary"]["tokens_per_second"]
-    for name in ("02", "04", "05"):
-        levels = sorted(map(int, speeds.get(name, {})))
-        panel.plot(
-            levels,
-            [speeds[name][str(level)] for level in levels],
-            color=colour(name),
-            marker=MARKERS[name],
-            label=name_of(name),
-        )
-    for name, (label, tint, line, marker) in PEER_LOOKS.items():
+    looks = {name: (NAMES[name], COLOURS[name], MARKERS[name]) for name in ("02", "03", "04", "05")}
+    for name, (label, tint, marker) in (looks | PEER_LOOKS).items():
         if name in speeds:
-            levels = sorted(map(int, speeds[name]))
+            speed = {int(level): speeds[name][level] for level in sorted(speeds[name], key=int)}
             panel.plot(
-                levels,
-                [speeds[name][str(level)] for level in levels],
+                list(speed),
+                list(speed.values()),
                 color=tint,
-                linestyle=line,
+                linestyle="--" if name in PEER_LOOKS else "-",
                 marker=marker,
                 label=label,
             )
-    finish_levels(panel, sorted(map(int, speeds["02"])), "requests sent at once")
-    panel.set(title="Beside their peers, all with the same weights")
+    finish_levels(panel, sorted({int(level) for speed in speeds.values() for level in speed}))
+    panel.set(
+        title=f"{peers['dtype']}, one burst, beside their peers",
+        xlabel="requests sent at once, the same weights for all",
+    )
 
 
 def latency_and_rate(results: Results) -> Any:
-    """The 99th percentile of TTFT against the rate at which people come; the knee is marked."""
+    """The 99th percentiles of TTFT and TPOT against the rate at which people come; the knee is ringed."""
     result = results("arrivals")
     if not result:
         return None
-    figure, panel = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
-    for contender in contenders(result):
-        summary = result["summary"][contender]
-        labels = sorted(summary, key=float)
-        rates = [float(label) for label in labels]
-        draw_line(panel, contender, rates, [in_seconds(summary[label]["p99_ttft_ms"]) for label in labels])
-        knee = knee_of(summary)
-        if knee is not None:
-            height = summary[knee]["p99_ttft_ms"]["median"] / 1000
-            panel.plot(
-                float(knee),
-                height,
-                "o",
-                markersize=15,
-                markerfacecolor="none",
-                color=INK,
-                markeredgewidth=1.8,
-            )
-    objective = result["objective_ms"]["ttft"] / 1000
-    panel.axhline(objective, color=INK, linestyle=":", linewidth=1.2)
-    panel.annotate(
-        f"too long: over {objective:g} s", (1, objective), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", ha="right", fontsize=9,
-    )  # fmt: skip
-    panel.set(
-        yscale="log",
-        xlabel="people who come, a second, at random",
-        ylabel="first token after (s), 99 of 100",
-        xlim=(0, None),
-    )
-    panel.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    panel.legend(loc="lower right", fontsize=9)
+    figure, panels = pyplot.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    order = contenders(result)
+    knees = {contender: knee_of(result["summary"][contender]) for contender in order}
+    for number, contender in enumerate(order):
+        aside = 2 ** (0.05 * (number - (len(order) - 1) / 2))  # so that no point hides another
+        draw_rates(panels[0], contender, result["summary"][contender], "p99_ttft_ms", 1000, aside)
+        draw_rates(panels[1], contender, result["summary"][contender], "p99_tpot_ms", 1, aside)
+    objective = result["objective_ms"]
+    draw_objective(panels[0], objective["ttft"] / 1000, "s")
+    draw_objective(panels[1], objective["tpot"], "ms")
+    for panel in panels:
+        finish_levels(panel, rates_of(result))
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+        panel.minorticks_off()
+    panels[0].set_ylabel("TTFT, 99th percentile (s)")
+    panels[1].set_ylabel("TPOT, 99th percentile (ms)")
+    panels[1].set_xlabel("people who come, a second, at random")
+    legend_above(panels[0])
     return finish(
         figure,
-        "Up to the knee nobody waits; past it everybody does",
-        f"ringed: the knee, the highest rate that 9 of 10 are content with · {setup(result)}",
+        f"The knee, in people a second: {told(knees, rates_of(result)[0])}",
+        "ringed: the knee, the highest rate that 9 of 10 are content with, in both · " + setup(result),
     )
 
 
-def in_seconds(figures: dict[str, float]) -> dict[str, float]:
-    return {kind: value / 1000 for kind, value in figures.items()}
+def draw_rates(
+    panel: Any, contender: str, summary: Result, figure: str, divisor: float, aside: float
+) -> None:
+    """A line over the rates, its knee ringed; 01 has no time per token, and no line for it."""
+    seen = {label: summary[label][figure] for label in sorted(summary, key=float)}
+    seen = {label: figures for label, figures in seen.items() if figures["median"]}
+    if not seen:
+        return
+    scaled = {
+        label: {kind: value / divisor for kind, value in figures.items()} for label, figures in seen.items()
+    }
+    draw_line(panel, contender, [aside * float(label) for label in scaled], list(scaled.values()))
+    knee = knee_of(summary)
+    if knee in scaled:
+        panel.plot(
+            aside * float(knee),
+            scaled[knee]["median"],
+            "o",
+            markersize=16,
+            markerfacecolor="none",
+            color=colour(contender),
+            markeredgewidth=2,
+        )
+
+
+def draw_objective(panel: Any, bound: float, unit: str) -> None:
+    panel.axhline(bound, color=INK, linestyle=":", linewidth=1.5)
+    panel.annotate(
+        f"content:\nup to {bound:g} {unit}",
+        (1.01, bound),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        fontsize=9,
+    )
+
+
+def rates_of(result: Result) -> list[float]:
+    return sorted({float(label) for summary in result["summary"].values() for label in summary})
+
+
+def told(knees: dict[str, str | None], lowest: float) -> str:
+    """Who has the same knee is named together, the highest first."""
+    alike: dict[float, list[str]] = {}
+    for contender, knee in knees.items():
+        alike.setdefault(float(knee or 0), []).append(contender)
+    return ", ".join(
+        f"{f'{knee:g}' if knee else f'under {lowest:g}'} on {listed(alike[knee])}"
+        for knee in sorted(alike, reverse=True)
+    )
 
 
 CONTENT = 90
@@ -405,42 +511,47 @@ def knee_of(summary: Result) -> str | None:
 
 
 def goodput(results: Results) -> Any:
-    """Requests answered in time, a second, against those that come; the dashed line is everyone."""
+    """Requests answered a second at each rate, in full colour those of them that were answered in time."""
     result = results("arrivals")
     if not result:
         return None
-    figure, panel = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
-    most = 0.0
-    for contender in contenders(result):
+    order, rates = contenders(result), rates_of(result)
+    figure, panels = pyplot.subplots(
+        1, len(order), figsize=(1.4 + 1.8 * len(order), 3.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, contender in zip(panels[0], order, strict=True):
         summary = result["summary"][contender]
-        labels = sorted(summary, key=float)
-        rates = [float(label) for label in labels]
-        figures = [
-            {kind: rate * value / 100 for kind, value in summary[label]["good_percent"].items()}
-            for rate, label in zip(rates, labels, strict=True)
-        ]
-        draw_line(panel, contender, [0, *rates], [dict.fromkeys(("median", "min", "max"), 0.0), *figures])
-        most = max(most, *rates)
-    panel.plot([0, most], [0, most], color=GREY, linestyle="--", linewidth=1.2)
-    panel.annotate(
-        "everyone",
-        (most, most),
-        xytext=(-4, 0),
-        textcoords="offset points",
-        ha="right",
-        color=INK,
-        fontsize=9,
+        places = [rates.index(float(label)) for label in summary]
+        answered, good = (
+            [figures[key]["median"] for figures in summary.values()]
+            for key in ("request_throughput", "request_goodput")
+        )
+        tint = colour(contender)
+        panel.bar(places, answered, width=0.8, color=tint, alpha=0.25)
+        panel.bar(places, answered, width=0.8, fill=False, edgecolor=tint, linewidth=1)
+        panel.bar(places, good, width=0.8, color=tint)
+        panel.set(
+            title=name_of(contender),
+            xticks=range(len(rates)),
+            xticklabels=[f"{rate:g}" for rate in rates],
+            xlim=(-0.7, len(rates) - 0.3),
+        )
+        panel.tick_params(axis="x", length=0)
+        panel.grid(axis="x", visible=False)
+    panels[0, 0].set_ylabel("people served, a second")
+    panels[0, len(order) // 2].set_xlabel("people who come, a second, at random")
+    handles = [
+        Patch(facecolor=GREY, label="served well: the goodput"),
+        Patch(facecolor=PALE, edgecolor=GREY, label="served, but too late"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=9)
+    ttft, tpot = (result["objective_ms"][name] for name in ("ttft", "tpot"))
+    return finish(
+        figure,
+        "Full bars are people served well; past the knee the work goes on, but comes too late",
+        f"well: the first token within {ttft:g} ms, then {tpot:g} ms a token; "
+        f"no bar: not tried, a lower rate was too much · {setup(result)}",
     )
-    panel.set(
-        xlabel="people who come, a second, at random",
-        ylabel="of them served well",
-        xlim=(0, None),
-        ylim=(0, None),
-    )
-    panel.legend(loc="upper left", fontsize=9)
-    first, each = result["objective_ms"].values()
-    well = f"well: the first token within {first:g} ms, then {each:g} ms a token"
-    return finish(figure, "How many people can it serve well?", f"{well} · {setup(result)}")
 
 
 FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
@@ -454,15 +565,21 @@ FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Every figure for which there are results."""
+    """Every figure for which there are results. Each says in its metadata which they were."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, make in FIGURE_MAKERS.items():
+            results.read.clear()
             if figure := make(results):
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-                figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+                origin = {"Description": origin_of(results.read)}
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None, **origin}, bbox_inches="tight")
+                figure.savefig(folder / f"{name}.png", metadata=origin, dpi=110, bbox_inches="tight")
                 pyplot.close(figure)
                 yield folder / name
+
+
+def origin_of(read: dict[str, str]) -> str:
+    return "drawn from " + ", ".join(f"{name}.json {content}" for name, content in read.items())
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from IPython.display import Markdown
 from matplotlib import pyplot
+from matplotlib.rcsetup import cycler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # tqdm misses ipywidgets, and nothing here draws a progress bar
     from ladder.client import clock
     from ladder.engine import StreamingEngine
     from ladder.loading import Model, load_model
+    from ladder.looks import COLOURS, STYLE
     from ladder.schema import GenerateRequest, TokenEvent
 
 warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does rich
@@ -24,8 +26,8 @@ warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does ri
 ONE_THREAD = ["--threads", "1"]
 """Servers that share a small machine; the bundled model is too small to gain from a second core."""
 
-pyplot.rcParams.update({"figure.constrained_layout.use": True, "figure.dpi": 80, "axes.grid": True})
-pyplot.rcParams.update({"grid.alpha": 0.3, "axes.axisbelow": True, "axes.titlelocation": "left"})
+pyplot.rcParams.update({**STYLE, "axes.prop_cycle": cycler(color=list(COLOURS.values()))})
+pyplot.rcParams.update({"figure.constrained_layout.use": True, "figure.dpi": 80})
 
 
 def load() -> Model:

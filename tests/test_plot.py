@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.plot import FIGURE_MAKERS, Results, knee_of
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from benchmarks.claims import claims_in, texts
+from benchmarks.definitions import SCENARIO
+from benchmarks.plot import FIGURE_MAKERS, FIGURES, Results, apart, knee_of, origin_of, told
 from benchmarks.results_file import RESULTS, save
 from ladder import ROOT
 from tests.support import one_line, run_python
@@ -21,12 +31,66 @@ def test_every_figure_is_drawn_from_the_committed_results(tmp_path: Path) -> Non
         f"{name}{suffix}" for name in FIGURE_MAKERS for suffix in (".svg", ".png")
     }
     assert all(file.stat().st_size < 500_000 for file in tmp_path.iterdir())
+    assert all(origin_in(file) == origin_now(file.stem) for file in tmp_path.iterdir())
 
 
 def test_every_figure_is_committed_and_shown() -> None:
     for name in FIGURE_MAKERS:
         assert (ROOT / "benchmarks" / "figures" / f"{name}.svg").exists()
         assert f"figures/{name}." in TEXTS["benchmarks/README.md"]
+
+
+def origin_in(file: Path) -> str:
+    """What a figure says it was drawn from."""
+    if file.suffix == ".png":
+        with Image.open(file) as image:
+            return str(image.info.get("Description"))
+    found = re.search("<dc:description>(.*?)</dc:description>", file.read_text(), re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+@cache
+def origin_now(name: str, folder: Path = RESULTS) -> str:
+    """What it would be drawn from now."""
+    results = Results([folder])
+    pyplot.close(FIGURE_MAKERS[name](results))
+    return origin_of(results.read)
+
+
+@pytest.mark.parametrize("name", FIGURE_MAKERS)
+def test_every_committed_figure_is_of_the_committed_results(name: str) -> None:
+    for suffix in (".svg", ".png"):
+        assert origin_in(FIGURES / f"{name}{suffix}") == origin_now(name), (
+            "drawn from other results: python benchmarks/plot.py mends it"
+        )
+
+
+def test_of_other_results_another_figure_is_drawn(tmp_path: Path) -> None:
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    eight = json.loads((RESULTS / "eight.json").read_text())
+    save(tmp_path / "eight.json", {**eight, "commit": "another"})
+    other = {name for name in FIGURE_MAKERS if origin_now(name, tmp_path) != origin_now(name)}
+    assert other == {"who-waited"}
+
+
+def test_every_committed_result_is_used() -> None:
+    drawn = {used for name in FIGURE_MAKERS for used in re.findall(r"([\w-]+)\.json", origin_now(name))}
+    sources = [claim.source for file in texts() for claim in claims_in(file.read_text())]
+    told_of = {path.split("/")[0] for source in sources for path in source.split(" over ")} | {SCENARIO}
+    assert {file.stem for file in RESULTS.glob("*.json")} - drawn - told_of == set(), (
+        "drawn in no figure and named by no number in a text: use it, or remove it"
+    )
+
+
+def test_peers_of_another_machine_are_not_drawn_beside_the_rungs(tmp_path: Path) -> None:
+    shutil.copy(RESULTS / "concurrency.json", tmp_path)
+    machine = json.loads((RESULTS / "concurrency.json").read_text())["machine"]
+    engine = json.loads((RESULTS / "engine.json").read_text())
+    for cores, panels in ((machine["cores"], 2), (machine["cores"] + 1, 1)):
+        save(tmp_path / "engine.json", {**engine, "machine": {**machine, "cores": cores}})
+        figure = FIGURE_MAKERS["throughput"](Results([tmp_path]))
+        pyplot.close(figure)
+        assert len(figure.axes) == panels
 
 
 def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
@@ -52,3 +116,17 @@ def test_the_knee_is_the_last_rate_before_people_are_let_down() -> None:
     assert knee_of(summary(_2=100.0, _8=95.0, _12=40.0)) == "8"
     assert knee_of(summary(_2=100.0, _8=50.0, _12=95.0)) == "2"
     assert knee_of(summary(_2=10.0)) is None
+
+
+def test_who_has_the_same_knee_is_named_together() -> None:
+    knees = {"01": None, "02": None, "03": "0.5", "04": "6", "05": "6"}
+    assert told(knees, 0.5) == "6 on 04 and 05, 0.5 on 03, under 0.5 on 01 and 02"
+
+
+def test_names_at_the_ends_of_lines_do_not_lie_on_each_other() -> None:
+    heights = [0.5, 0.1, 0.51, 0.49, 0.9]
+    places = apart(heights, 0.06)
+    assert [places[1], places[4]] == [0.1, 0.9]
+    assert sorted(range(5), key=places.__getitem__) == sorted(range(5), key=heights.__getitem__)
+    ordered = sorted(places)
+    assert all(high - low > 0.059 for low, high in pairwise(ordered))
