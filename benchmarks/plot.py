@@ -117,8 +117,8 @@ def legend_above(panel: Any, height: float = 1.0, **settings: Any) -> None:
     )
 
 
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+def in_words(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -138,10 +138,8 @@ def who_waited(results: Results) -> Any:
     for panel, contender in zip(panels[:, 0], order, strict=True):
         run = middle_round(result, contender, "median_ttft_ms")
         draw_waiting(panel, run, colour(contender))
-        half = seconds(run["median_ttft_ms"] / 1000)
-        panel.set_title(
-            f"{name_of(contender)}: half see text after {half}, all are done after {seconds(run['duration'])}"
-        )
+        half, done = in_words(run["median_ttft_ms"]), in_words(1000 * run["duration"])
+        panel.set_title(f"{name_of(contender)}: half see text after {half}, all are done after {done}")
         count = len(run["output_lens"])
         panel.set(
             yticks=range(count),
@@ -209,7 +207,7 @@ def first_tokens(results: Results) -> Any:
         ylim=(len(order) - 0.4, -0.85),
         xlabel="time to first token, TTFT (ms, logarithmic)",
     )
-    first.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    first.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
     first.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     first.minorticks_off()
     then.set(title="… and then each next one", xlim=(0, None), xlabel="time per output token, TPOT (ms)")
@@ -258,9 +256,9 @@ def responsiveness(results: Results) -> Any:
     for panel, (contender, run) in zip(panels[:, 0], runs.items(), strict=True):
         panel.barh(0.5, run["duration"], height=1, color=colour(contender), alpha=0.2)
         answered = [asked + waited for asked, waited in run["health"]]
-        panel.vlines(answered, 0, 1, color=colour(contender), linewidth=1.2)
+        panel.vlines(answered, 0, 1, color=colour(contender), linewidth=0.7)
         panel.annotate(
-            f"worst {run['worst_health_ms']:,.0f} ms",
+            f"worst {in_words(run['worst_health_ms'])}",
             (1.01, 0.5),
             xycoords="axes fraction",
             va="center",
@@ -275,7 +273,7 @@ def responsiveness(results: Results) -> Any:
     ]
     legend_above(panels[0, 0], 1.02, handles=handles)
     worst = " and ".join(
-        f"{runs[name]['worst_health_ms']:,.0f} ms on {name}" for name in dict.fromkeys((order[0], order[-1]))
+        f"{in_words(runs[name]['worst_health_ms'])} on {name}" for name in dict.fromkeys((order[0], order[-1]))
     )
     clients = result["runs"][0]["clients"]
     return finish(
@@ -345,7 +343,7 @@ def draw_line(panel: Any, contender: str, places: Sequence[float], figures: Sequ
     middle = [each["median"] for each in figures]
     panel.plot(places, middle, color=tint, marker=MARKERS.get(contender, "o"), label=name_of(contender))
     least, most = ([each[kind] for each in figures] for kind in ("min", "max"))
-    panel.fill_between(places, least, most, color=tint, alpha=0.18, linewidth=0)
+    panel.fill_between(places, least, most, color=tint, alpha=0.12, linewidth=0)
 
 
 def finish_levels(panel: Any, levels: Sequence[float]) -> None:
@@ -441,7 +439,7 @@ def latency_and_rate(results: Results) -> Any:
     return finish(
         figure,
         f"The knee, in people a second: {told(knees, rates_of(result)[0])}",
-        "ringed: the knee, the highest rate that 9 of 10 are content with, in both · " + setup(result),
+        f"ringed: the knee, the highest rate at which 9 of 10 are content with both · {setup(result)}",
     )
 
 
@@ -540,15 +538,10 @@ def goodput(results: Results) -> Any:
         panel.grid(axis="x", visible=False)
     panels[0, 0].set_ylabel("people served, a second")
     panels[0, len(order) // 2].set_xlabel("people who come, a second, at random")
-    handles = [
-        Patch(facecolor=GREY, label="served well: the goodput"),
-        Patch(facecolor=PALE, edgecolor=GREY, label="served, but too late"),
-    ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=9)
     ttft, tpot = (result["objective_ms"][name] for name in ("ttft", "tpot"))
     return finish(
         figure,
-        "Full bars are people served well; past the knee the work goes on, but comes too late",
+        "Full is served well, pale too late: past the knee a server works in vain",
         f"well: the first token within {ttft:g} ms, then {tpot:g} ms a token; "
         f"no bar: not tried, a lower rate was too much · {setup(result)}",
     )
