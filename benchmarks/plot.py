@@ -273,7 +273,8 @@ def responsiveness(results: Results) -> Any:
     ]
     legend_above(panels[0, 0], 1.02, handles=handles)
     worst = " and ".join(
-        f"{in_words(runs[name]['worst_health_ms'])} on {name}" for name in dict.fromkeys((order[0], order[-1]))
+        f"{in_words(runs[name]['worst_health_ms'])} on {name}"
+        for name in dict.fromkeys((order[0], order[-1]))
     )
     clients = result["runs"][0]["clients"]
     return finish(
