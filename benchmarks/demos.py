@@ -4,7 +4,7 @@
 
 The demos take turns, so that a machine whose speed drifts does so for all. `results/demos.json` has, by rung,
 column and figure, the medians; beside them what each run of `--demo --json` has printed. With --only, the
-other rungs' figures stay as they were.
+other rungs' figures stay as they were. Rung 07's page shows some of its rung's.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.results_file import RESULTS, write_result
+from benchmarks.results_file import RESULTS, save, write_result
 from ladder import ROOT
 from ladder.cli import whole_number
 from ladder.client import median
 from ladder.errors import UserError, errors_in_one_line
+from ladder.machine import describe_machine
 
 SCRIPTS = {script.name[:2]: script.name for script in sorted(ROOT.glob("[0-9][0-9]_*.py"))}
+
+DEMOS = RESULTS / "demos.json"
+MEASURED = ROOT / "ladder" / "page_realtime" / "measured.json"
 
 Figures = dict[str, dict[str, Any]]
 """A demo's table: by column, by figure."""
@@ -61,21 +65,31 @@ def known(file: Path) -> dict[str, Any]:
     return rungs
 
 
+def show_on_the_page(transports: Figures) -> None:
+    """Rung 07's page tells what a browser cannot measure: bytes on the wire, and the server's time."""
+    told = {"command": "python 07_realtime.py --demo", "machine": describe_machine(), "figures": transports}
+    save(MEASURED, told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), metavar="RUNG")
     parser.add_argument("--rounds", type=whole_number(1), default=3, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "demos.json", help="file for the figures")
+    parser.add_argument("--output", type=Path, default=DEMOS, help="file for the figures")
     options = parser.parse_args()
     console = Console()
     runs: dict[str, list[Figures]] = {rung: [] for rung in options.only}
     with errors_in_one_line("benchmarks.demos"):
         for turn in track(options.only * options.rounds, "running the demos", console=console):
             runs[turn].append(run_demo(SCRIPTS[turn])["figures"])
-    measured = {rung: {"summary": medians(seen), "samples": seen} for rung, seen in runs.items()}
+    measured: dict[str, Any] = {
+        rung: {"summary": medians(seen), "samples": seen} for rung, seen in runs.items()
+    }
     rungs = dict(sorted((known(options.output) | measured).items()))
     flags = f"--only {' '.join(options.only)} --rounds {options.rounds}"
     write_result(options.output, f"python -m benchmarks.demos {flags}", {"rungs": rungs})
+    if "07" in measured and options.output == DEMOS:
+        show_on_the_page(measured["07"]["summary"])
     console.print(f"medians and raw figures: {os.path.relpath(options.output)}")
 
 

@@ -78,7 +78,7 @@ class Coalescer:
 
     async def predict(self, predictor: Predictor, rows: Rows) -> Sequence[Outcome]:
         """The outcomes of these rows, computed with whatever else waits for the same predictor."""
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
         waiting = Waiting(rows, answer, self.reserve(len(rows)))
         if (queue := self._queues.get(id(predictor))) is not None:
             queue.append(waiting)

@@ -19,7 +19,7 @@ SKY = "#56B4E9"  # Okabe and Ito's too, for whoever is no rung
 INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
 GREY, PALE, SMALL_PRINT = "#8c959f", "#e4e7eb", "#59636e"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     # A white card: it reads the same on a light page and on a dark one.
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,

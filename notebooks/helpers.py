@@ -26,7 +26,8 @@ warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does ri
 ONE_THREAD = ["--threads", "1"]
 """Servers that share a small machine; the bundled model is too small to gain from a second core."""
 
-pyplot.rcParams.update({**STYLE, "axes.prop_cycle": cycler(color=list(COLOURS.values()))})
+pyplot.rcParams.update(STYLE)
+pyplot.rcParams.update({"axes.prop_cycle": cycler(color=list(COLOURS.values()))})
 pyplot.rcParams.update({"figure.constrained_layout.use": True, "figure.dpi": 80})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, definitions
+from benchmarks import claims, definitions, demos
 from benchmarks.definitions import Request
 from benchmarks.results_file import RESULTS, save
 from ladder import ROOT
@@ -112,6 +112,16 @@ def test_each_definition_counts_as_it_says() -> None:
     assert definitions.tpot_of_guidellm(trace) == [4 / 3, 1.0]
     assert definitions.itl_of_llmperf(trace) == [4 / 3, 1.0]
     assert definitions.itl_of_vllm(trace) == [0.5, 2.5, 1.0]
+
+
+def test_the_page_of_rung_07_shows_what_its_demo_has_measured() -> None:
+    told = json.loads(demos.MEASURED.read_text())["figures"]
+    assert told == json.loads(demos.DEMOS.read_text())["rungs"]["07"]["summary"]
+
+
+def test_the_medians_of_a_demo_leave_out_what_a_run_could_not_tell() -> None:
+    runs = [{"02": {"ms": value, "never": None}} for value in (3.0, None, 1.0, 2.0)]
+    assert demos.medians(runs) == {"02": {"ms": 2.0, "never": None}}
 
 
 def test_the_trace_is_a_committed_run() -> None:

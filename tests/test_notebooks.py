@@ -10,7 +10,7 @@ import pytest
 from nbformat import NotebookNode
 
 from notebooks.execute import NOTEBOOKS, executed, read
-from tests.support import RUNGS
+from tests.support import SCRIPTS
 
 PLACES = ("/home/", "/Users/", "site-packages", "ipykernel_")
 
@@ -34,7 +34,7 @@ def file(request: pytest.FixtureRequest) -> Path:
 
 
 def test_every_rung_has_a_notebook_of_its_name() -> None:
-    assert [file.stem for file in NOTEBOOKS] == ["00_tour", *(Path(rung).stem for rung in RUNGS)]
+    assert [file.stem for file in NOTEBOOKS] == ["00_tour", *(Path(script).stem for script in SCRIPTS)]
 
 
 def test_it_runs_from_a_clean_kernel_and_shows_what_is_committed(file: Path) -> None:

@@ -227,4 +227,4 @@ def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
             expect(cells.nth(0)).to_have_text(re.compile(r"\d.* m?s"))
             expect(cells.nth(2)).to_have_text(re.compile(r"\d+ \+ \d+"))
             expect(cells.nth(3)).to_have_text(re.compile(r"\d.* ms"))
-        expect(page.locator("#measured")).to_contain_text("python 07_realtime.py --demo --json on ")
+        expect(page.locator("#measured")).to_contain_text("python 07_realtime.py --demo on ")
