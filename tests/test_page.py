@@ -383,10 +383,12 @@ def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page
         if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
     }
     tasks = [
-        event["tdur"] / 1e6
+        event
         for event in trace
         if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main_threads
     ]
-    assert len(tasks) > 100
-    assert 0 < max(tasks) < LONGEST_TASK
+    # Of a task that took less than a microsecond of the processor no time is told.
+    seconds = [task["tdur"] / 1e6 for task in tasks if "tdur" in task]
+    assert len(seconds) > max(100, 0.9 * len(tasks))
+    assert 0 < max(seconds) < LONGEST_TASK
     expect(lanes(page, "done")).to_have_count(MOST_CLIENTS)

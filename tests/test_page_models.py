@@ -200,10 +200,12 @@ def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: O
         watch(engine.predicting, "v2", broken)
         asked: list[Any] = []
         page = open_page(server)
-        page.on(
-            "websocket",
-            lambda socket: socket.on("framesent", asked.append) if "/ws/predict" in socket.url else None,
-        )
+
+        def note_what_is_asked(socket: WebSocket) -> None:
+            if "/ws/predict" in socket.url:
+                socket.on("framesent", lambda frame: asked.append(frame))
+
+        page.on("websocket", note_what_is_asked)
         page.reload()
         expect(page.locator(".card")).to_have_count(2)
         page.clock.install(time=0)
