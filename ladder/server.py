@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 3
 """How long open requests may take to notice that the server is stopping, before they are cut off."""
 
+UNSENT_BYTES = 128 * 1024
+
+TICKS_PER_SECOND = 10
+LINGER_SECONDS = 30
+"""How long a connection that is being closed may stay open without its client reading anything."""
+
 
 def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
     """What every server does first: take the port, so that a busy one is told at once, then load."""
@@ -81,6 +87,11 @@ def listen(host: str, port: int) -> socket.socket:
     # Accepted connections inherit this. Without it a small write, such as one token, may be held back
     # until the client has acknowledged the one before, and clients put that off for 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # And this: so much may lie in the kernel that has not been sent yet. Else it takes megabytes, and says
+    # that it has room again only when a third of them is gone: a client that reads slowly would look like
+    # one that does not read.
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
@@ -119,6 +130,7 @@ class ReadyServer(uvicorn.Server):
         self._stop_engine = stop_engine
         self._start_engine = start_engine
         self._until_ready = until_ready
+        self._unsent: dict[object, int] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._start_engine:
@@ -133,6 +145,21 @@ class ReadyServer(uvicorn.Server):
                 raise
         leave_to_the_collector_only_what_is_new()
         announce(self._listener)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % (TICKS_PER_SECOND * LINGER_SECONDS) == 0:
+            self._abort_who_does_not_read()
+        return await super().on_tick(counter)
+
+    def _abort_who_does_not_read(self) -> None:
+        """To close a connection is to send first what is in its buffer, and a client that reads nothing
+        would keep it open for ever. So it is aborted when the buffer is as full as it was the last time."""
+        before, self._unsent = self._unsent, {}
+        for connection in self.server_state.connections:
+            if connection.transport.is_closing():
+                unsent = self._unsent[connection] = connection.transport.get_write_buffer_size()
+                if before.get(connection) == unsent:
+                    connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._stop_engine()
