@@ -117,6 +117,15 @@ def test_rung_07_drops_who_never_reads_and_loses_no_event(figures: dict[str, Any
     assert columns["plain HTTP"]["down_bytes"] > columns["WebSocket"]["down_bytes"]
 
 
+def test_rung_08_answers_while_the_disk_is_slow_and_holds_no_file_in_memory(figures: dict[str, Any]) -> None:
+    columns = figures["08_file_streaming.py"]["figures"]
+    assert columns["blocking, 8 KiB"]["slow_health_ms"] > columns["08, 8 KiB"]["slow_health_ms"]
+    ours = [column for name, column in columns.items() if name.startswith("08")]
+    assert columns["read all"]["memory_mib"] > max(column["memory_mib"] for column in ours)
+    stored = columns["08, 256 KiB"]
+    assert columns["read all"]["upload_memory_mib"] > stored["upload_memory_mib"]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_demo_that_is_ended_ends_its_servers(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "02_async_streaming.py", "--demo"]
