@@ -39,7 +39,6 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 from fastapi import FastAPI, Header, Query, Request, Response
-from fastapi.sse import format_sse_event
 from starlette.requests import ClientDisconnect
 from werkzeug.http import http_date, parse_accept_header
 
@@ -52,11 +51,13 @@ from ladder.files import FILE_HEADERS, answer_file_errors, not_modified
 from ladder.folder import Folder, Listed, OpenFile, Stored, attachment, check_name
 from ladder.follow import Follower
 from ladder.forms import files_in_form
-from ladder.http import EventStream, Stream
+from ladder.guard import guard
+from ladder.http import EventStream, Stream, portions
 from ladder.pages import add_page, describe
 from ladder.ranges import Unsatisfiable, content_range, multipart, parse_ranges
 from ladder.server import serve_asgi, take_port
 from ladder.uploads import BrokenOff, GivenId, KnownId, Transfer, Transfers, announced, body_of
+from ladder.watchers import Watchers
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Config(ListenConfig):
     log: str | None = option(None, "log to write and to follow; default: .log in the folder of uploads")
     chunk_kib: int = option(256, "KiB that are read at a time", whole_number(1, 65536))
     max_upload_mib: int = option(2048, "MiB of the largest upload; more is refused with 413", whole_number(1))
+    max_unfinished_mib: int = option(8192, "MiB of all unfinished uploads together", whole_number(1))
     keep_minutes: int = option(60, "how long half an upload waits for the other half", whole_number(0))
+    hosts: str = option("", "further names by which the server is called, with commas between them")
     workers: int = option(16, "threads that wait for the disk", whole_number(1))
     slow_disk_ms: int = option(0, "pretend that each read takes so much longer", whole_number(0))
 
@@ -85,25 +88,26 @@ class Engine:
         self.limit = 2**20 * config.max_upload_mib
         self.videos = Folder(config.videos or ROOT / "ladder" / "clips")
         self.models = Folder(config.models or ROOT / "ladder" / "weights")
-        self.uploads = Folder(config.uploads, create=True)
-        self.uploads.sweep(60 * config.keep_minutes)
+        self.uploads = Folder(config.uploads, create=True, room=2**20 * config.max_unfinished_mib)
         self.log = Path(config.log) if config.log else self.uploads.path / ".log"
-        self.transfers = Transfers(60 * config.keep_minutes)
+        self.transfers = Transfers(self.uploads, 60 * config.keep_minutes, self.in_worker)
+        self.watchers = Watchers()
         self.sending = self.receiving = 0
-        self.stopping = False
         # Threads of its own: a disk that hangs holds up those who wait for it, and nobody else.
         self.threads = anyio.CapacityLimiter(config.workers)
+        self.log_threads = anyio.CapacityLimiter(1)
 
     async def in_worker(self, work: Callable[..., T], *arguments: Any) -> T:
         """Cancelled, it waits until the work in flight is done: whoever cleans up then is alone."""
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.threads)
 
-    async def moved_on(self, pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    async def moved_on(self, pieces: Iterator[bytes]) -> AsyncGenerator[memoryview]:
         """The event loop is free while a worker makes the next piece. None is empty: that is the end."""
         self.sending += 1
         try:
             while piece := await self.in_worker(next, pieces, b""):
-                yield piece
+                for portion in portions(piece):
+                    yield portion
         finally:
             self.sending -= 1
 
@@ -129,16 +133,16 @@ class Engine:
         Of an upload that its client can go on with, what has arrived is kept when the connection breaks.
         Of any other, and whatever else goes wrong, nothing is left.
         """
-        async with transfer.turn:
+        async with transfer.in_turn():
             partial = await self.in_worker(self.uploads.partial, transfer.id, offset)
             transfer.begin(offset)
             self.receiving += 1
             try:
-                with transfer.patiently():
-                    async for piece in body:
-                        await self.in_worker(partial.write, piece)
-                        transfer.arrived(len(piece))
-                    return transfer.completed(await self.in_worker(partial.publish, transfer.name))
+                async for piece in body:
+                    await self.in_worker(partial.write, piece)
+                    transfer.arrived(len(piece))
+                with anyio.CancelScope(shield=True):  # a file that has its name is told to be done
+                    stored = transfer.completed(await self.in_worker(partial.publish, transfer.name))
             except BaseException as error:
                 broken = isinstance(error, ClientDisconnect | BrokenOff | asyncio.CancelledError)
                 keep = transfer.resumable and broken
@@ -148,16 +152,10 @@ class Engine:
                 raise
             finally:
                 self.receiving -= 1
-
-    async def new_lines(self, log: Follower) -> AsyncGenerator[bytes]:
-        while not self.stopping:
-            if lines := await self.in_worker(log.read):
-                yield b"".join(format_sse_event(data_str=line) for line in lines)
-            else:
-                await asyncio.sleep(0.2)
+        return stored
 
     def stop(self) -> None:
-        self.stopping = True
+        self.watchers.stop()
         self.transfers.stop()
 
 
@@ -195,9 +193,11 @@ async def answer(engine: Engine, folder: Folder, name: str, request: Request, sa
 
 
 def create_app(engine: Engine) -> FastAPI:
-    app = FastAPI(title=RUNG.title, redirect_slashes=False)  # a redirect repeats what was asked for
+    # No redirects: they repeat what was asked for.
+    app = FastAPI(title=RUNG.title, redirect_slashes=False, lifespan=engine.transfers.sweeping)
     answer_file_errors(app)
     add_page(app, RUNG, "page_files")
+    guard(app, [engine.config.host, *engine.config.hosts.split(",")])
     app.add_middleware(AccessLog(engine.log).middleware)
 
     @app.api_route("/stream-video/{filename}", methods=["GET", "HEAD"])
@@ -223,16 +223,6 @@ def create_app(engine: Engine) -> FastAPI:
             listed[key] = await engine.in_worker(folder.files)
         return {**listed, "max_upload": engine.limit}
 
-    @app.put("/upload/{name}", status_code=201)
-    async def upload(
-        name: str, request: Request, id: GivenId = None, upload_offset: Annotated[int, Header(ge=0)] = 0
-    ) -> Stored:
-        """One file. With an `id` it can be gone on with from where HEAD /upload/{id} says."""
-        check_name(name)
-        body = body_of(request, engine.limit, upload_offset)
-        transfer = engine.transfers.enter(name, id, announced(request, upload_offset))
-        return await engine.receive(transfer, body, upload_offset)
-
     @app.head("/upload/{id}")
     async def where_to_go_on(id: KnownId) -> Response:
         """How much of an upload there is. The connection that it came by is given up, should it be open."""
@@ -244,7 +234,17 @@ def create_app(engine: Engine) -> FastAPI:
     @app.get("/upload/{id}/events")
     async def progress(id: KnownId) -> EventStream:
         """How far an upload is, as server-sent events."""
-        return EventStream(engine.transfers.events(id), over=lambda: None)
+        return engine.watchers.stream(engine.transfers.events(id))
+
+    @app.put("/upload/{name:path}", status_code=201)
+    async def upload(
+        name: str, request: Request, id: GivenId = None, upload_offset: Annotated[int, Header(ge=0)] = 0
+    ) -> Stored:
+        """One file. With an `id` it can be gone on with from where HEAD /upload/{id} says."""
+        check_name(name)
+        body = body_of(request, engine.limit, upload_offset)
+        transfer = engine.transfers.enter(name, id, announced(request, upload_offset))
+        return await engine.receive(transfer, body, upload_offset)
 
     @app.post("/upload/stream", status_code=201)
     async def upload_form(request: Request) -> list[Stored]:
@@ -266,8 +266,8 @@ def create_app(engine: Engine) -> FastAPI:
     @app.get("/logs/stream")
     async def logs(last: Annotated[int, Query(ge=0, le=1000)] = 20) -> EventStream:
         """The server's log as it is written, beginning with its last lines."""
-        log = await engine.in_worker(Follower, engine.log, last)
-        return EventStream(engine.new_lines(log), over=log.close)
+        log = await anyio.to_thread.run_sync(Follower, engine.log, last, limiter=engine.log_threads)
+        return engine.watchers.stream(log.events(engine.log_threads), over=log.close)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from werkzeug.http import parse_date, parse_etags
 
-from ladder.folder import InvalidName, NotThere, OpenFile, WrongOffset
+from ladder.folder import InvalidName, NoRoom, NotThere, OpenFile, WrongOffset
 from ladder.forms import BrokenForm
 from ladder.http import CLIENT_CLOSED_REQUEST, answer_errors_in_our_shape, log_failure, unprocessable
 
@@ -23,6 +23,7 @@ FILE_HEADERS = {
 }
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 
 def not_modified(asked: Headers, file: OpenFile) -> bool:
@@ -40,18 +41,18 @@ def answer_file_errors(app: FastAPI) -> None:
     async def not_there(_: Request, _error: NotThere) -> JSONResponse:
         return JSONResponse({"detail": "no such file"}, 404)
 
-    # An upload that is refused before its end: the rest of it is not wanted either.
     @app.exception_handler(InvalidName)
     @app.exception_handler(BrokenForm)
     async def unusable(_: Request, error: ValueError) -> JSONResponse:
-        answer = unprocessable([{"type": "value_error", "loc": ("body",), "msg": str(error)}])
-        answer.headers["Connection"] = "close"
-        return answer
+        return unprocessable([{"type": "value_error", "loc": ("body",), "msg": str(error)}])
 
     @app.exception_handler(WrongOffset)
     async def wrong_offset(_: Request, error: WrongOffset) -> JSONResponse:
-        headers = {"Upload-Offset": str(error.size), "Connection": "close"}
-        return JSONResponse({"detail": str(error)}, 409, headers)
+        return JSONResponse({"detail": str(error)}, 409, {"Upload-Offset": str(error.size)})
+
+    @app.exception_handler(NoRoom)
+    async def no_room(_: Request, error: NoRoom) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 507)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, _error: ClientDisconnect) -> Response:
@@ -60,5 +61,8 @@ def answer_file_errors(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     async def disk_failed(_: Request, error: OSError) -> JSONResponse:
         log_failure(error)
-        status = 507 if error.errno in DISK_FULL else 500
-        return JSONResponse({"detail": "the disk is full" if status == 507 else "the disk failed"}, status)
+        if error.errno in DISK_FULL:
+            return JSONResponse({"detail": "the disk is full"}, 507)
+        if error.errno in TOO_MANY_OPEN:
+            return JSONResponse({"detail": "too many files are open"}, 503, {"Retry-After": "1"})
+        return JSONResponse({"detail": "the disk failed"}, 500)

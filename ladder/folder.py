@@ -7,10 +7,12 @@ exists but may not be had, or does not exist, is not told: both are `NotThere`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mimetypes
 import os
 import stat
+import threading
 import time
 import unicodedata
 from contextlib import suppress
@@ -27,6 +29,14 @@ LONGEST_NAME = 200
 
 PARTIAL = ".part"
 
+UNREADABLE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM,
+    errno.ELOOP,  # a symbolic link
+    errno.ENXIO, errno.ENODEV,  # a socket, a device
+)  # fmt: skip
+"""Errors that are about the name. Any other is one of the disk or of the server, and no reason to say that
+there is no such file: a client would believe it and stop asking."""
+
 
 class NotThere(Exception):
     """No such file, for whoever asked."""
@@ -36,14 +46,29 @@ class InvalidName(ValueError):
     """A name that no file in the folder can have."""
 
 
-def check_name(name: str) -> str:
-    """A name that a stranger may use for a file; the same for reading and for writing."""
+class NoRoom(Exception):
+    """Unfinished uploads have all the room that they may have."""
+
+    def __init__(self) -> None:
+        super().__init__("unfinished uploads take all the room there is for them; try again later")
+
+
+def check_readable(name: str) -> str:
+    """A name by which a stranger may ask for a file."""
     if not name or name.startswith("."):
         raise InvalidName("a name must not be empty or begin with a dot")
-    # Slashes are the way out; colons and backslashes are it on Windows; a control character is in no
-    # honest name. Surrogates are bytes that were no UTF-8.
-    if any(character in "/\\:" or unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise InvalidName("a name must not contain slashes, backslashes, colons or control characters")
+    # Slashes are the way out, and so are backslashes on Windows; a control character is in no honest name.
+    # Surrogates are bytes that were no UTF-8.
+    if any(character in "/\\" or unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise InvalidName("a name must not contain slashes, backslashes or control characters")
+    return name
+
+
+def check_name(name: str) -> str:
+    """A name that a stranger may give to a file: one that can be read, and that every system can have."""
+    check_readable(name)
+    if ":" in name:
+        raise InvalidName("a name must not contain colons")
     if len(name.encode()) > LONGEST_NAME:
         raise InvalidName(f"a name must not be longer than {LONGEST_NAME} bytes")
     return name
@@ -99,7 +124,8 @@ class Stored:
 
 
 class Folder:
-    def __init__(self, path: str | Path, create: bool = False) -> None:
+    def __init__(self, path: str | Path, create: bool = False, room: int = 0) -> None:
+        """`room` is for all unfinished uploads together, in bytes."""
         self.path = Path(path).resolve()
         try:
             if create:
@@ -108,15 +134,21 @@ class Folder:
             raise UserError(f"cannot create the folder {path}: {error.strerror}") from error
         if not self.path.is_dir():
             raise UserError(f"there is no folder {path}; name one that exists")
+        self._free = room - sum(map(self.partial_size, self.unfinished()))
+        self._counting = threading.Lock()
 
     def open(self, name: str) -> OpenFile:
         try:
-            check_name(name)
+            check_readable(name)
             # O_NOFOLLOW: not through a symbolic link. O_NONBLOCK: a pipe must not make us wait for a writer.
             flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
             content = FileIO(os.open(self.path / name, flags | getattr(os, "O_BINARY", 0)))
-        except (InvalidName, OSError):
+        except InvalidName:
             raise NotThere(name) from None
+        except OSError as error:
+            if error.errno in UNREADABLE:
+                raise NotThere(name) from None
+            raise
         # Only now, of what is open: a look at the name before opening could see another file.
         about = os.fstat(content.fileno())
         if not stat.S_ISREG(about.st_mode):
@@ -138,9 +170,20 @@ class Folder:
 
     def partial(self, id: str, offset: int = 0) -> Partial:
         """A file that is to be written, or from an offset on, which must be its present end, gone on with."""
-        if offset != (self.partial_size(id) if offset else 0):
-            raise WrongOffset(self.partial_size(id))
-        return Partial(self.path, self._hidden(id), resume=offset > 0)
+        kept = self.partial_size(id)
+        if offset and offset != kept:
+            raise WrongOffset(kept)
+        partial = Partial(self, self._hidden(id), resume=offset > 0)
+        if not offset:
+            self.take(-kept)
+        return partial
+
+    def take(self, size: int) -> None:
+        """Room for so much more of an unfinished upload, or less."""
+        with self._counting:
+            if size > max(self._free, 0):
+                raise NoRoom
+            self._free -= size
 
     def partial_size(self, id: str) -> int:
         """How much of an upload has been kept."""
@@ -152,18 +195,29 @@ class Folder:
     def _hidden(self, id: str) -> Path:
         return self.path / f".{id}{PARTIAL}"
 
-    def sweep(self, seconds: float) -> None:
-        """Remove what is left of uploads that nobody has gone on with for so long."""
-        for file in self.path.glob(f".*{PARTIAL}"):
-            with suppress(FileNotFoundError):  # its upload has come to an end this moment
-                if time.time() - file.stat().st_mtime >= seconds:
-                    file.unlink()
+    def unfinished(self, seconds: float = 0) -> list[str]:
+        """The ids of uploads to which nothing has been added for so long."""
+        ids = [file.name[1 : -len(PARTIAL)] for file in self.path.glob(f".*{PARTIAL}")]
+        return [one for one in ids if self._age(one) >= seconds]
+
+    def forget(self, id: str, seconds: float) -> None:
+        """Remove what is left of an upload, unless somebody has gone on with it."""
+        if self._age(id) >= seconds:
+            kept = self.partial_size(id)
+            self._hidden(id).unlink()
+            self.take(-kept)
+
+    def _age(self, id: str) -> float:
+        try:
+            return time.time() - self._hidden(id).stat().st_mtime
+        except FileNotFoundError:
+            return -1  # its upload has come to an end this moment
 
 
 class Partial:
     """A file that is being written under a name that nobody can ask for, and hashed as it is written."""
 
-    def __init__(self, folder: Path, path: Path, resume: bool) -> None:
+    def __init__(self, folder: Folder, path: Path, resume: bool) -> None:
         self.folder = folder
         self.path = path
         self.content = FileIO(self.path, "r+" if resume else "w+")
@@ -172,6 +226,7 @@ class Partial:
         self.size = self.content.seek(0, os.SEEK_END)
 
     def write(self, data: bytes) -> None:
+        self.folder.take(len(data))
         self.hash.update(data)
         self.size += len(data)
         view = memoryview(data)
@@ -180,13 +235,14 @@ class Partial:
 
     def publish(self, name: str) -> Stored:
         """Give the complete file its name, in one step: others see the old file or the new one."""
-        target = self.folder / name
+        target = self.folder.path / name
         if target.is_dir():
             raise InvalidName("there is a folder of this name")
         replaced = target.exists()
         os.fsync(self.content.fileno())
         self.content.close()
         self.path.replace(target)
+        self.folder.take(-self.size)
         return Stored(name, self.size, self.hash.hexdigest(), replaced)
 
     def leave(self) -> None:
@@ -196,6 +252,7 @@ class Partial:
     def discard(self) -> None:
         self.content.close()
         self.path.unlink(missing_ok=True)
+        self.folder.take(-self.size)
 
 
 def attachment(name: str) -> str:

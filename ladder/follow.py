@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import AsyncGenerator
 from io import FileIO
 from pathlib import Path
 
+import anyio
+from fastapi.sse import format_sse_event
+
 BLOCK = 64 * 1024
 """How much is read at a time; a line longer than this is given out in pieces."""
+
+POLL_SECONDS = 0.2
 
 
 class Follower:
@@ -36,6 +43,14 @@ class Follower:
         if data := self._file.read(BLOCK):
             return self._lines(data)
         return self._after_the_end(self._file)
+
+    async def events(self, threads: anyio.CapacityLimiter) -> AsyncGenerator[bytes]:
+        """The lines as server-sent events; nothing while nothing is added."""
+        while True:
+            lines = await anyio.to_thread.run_sync(self.read, limiter=threads)
+            yield b"".join(format_sse_event(data_str=line) for line in lines)
+            if not lines:
+                await asyncio.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         if self._file is not None:

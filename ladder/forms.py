@@ -14,6 +14,9 @@ from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Event, File, Mu
 LONGEST_HEAD = 16 * 1024
 """Bytes that the head of a part may have."""
 
+MOST_PARTS = 1000
+"""Files and fields of one form; each file makes an entry of the answer."""
+
 
 class BrokenForm(ValueError):
     """A body that is no form, or not all of one."""
@@ -45,7 +48,7 @@ async def content_of_part(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
 
 
 async def parse(boundary: bytes, body: AsyncIterator[bytes]) -> AsyncGenerator[Event]:
-    decoder = MultipartDecoder(boundary)
+    decoder = MultipartDecoder(boundary, max_parts=MOST_PARTS)
     try:
         async for piece in body:
             decoder.receive_data(piece)
@@ -56,7 +59,9 @@ async def parse(boundary: bytes, body: AsyncIterator[bytes]) -> AsyncGenerator[E
         decoder.receive_data(None)
         while not isinstance(event := decoder.next_event(), Epilogue):
             yield event
-    except (ValueError, RequestEntityTooLarge) as error:
+    except RequestEntityTooLarge as error:
+        raise BrokenForm(f"a form may have at most {MOST_PARTS} parts") from error
+    except ValueError as error:
         if isinstance(error, BrokenForm):
             raise
         raise BrokenForm("the form is broken or incomplete") from error

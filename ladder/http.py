@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -48,7 +48,7 @@ class Stream(StreamingResponse):
     """Seconds that a client may go without reading, once the buffers on the way to it are full."""
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes, None], over: Callable[[], None], **settings: Any
+        self, pieces: AsyncGenerator[bytes | memoryview, None], over: Callable[[], None], **settings: Any
     ) -> None:
         """`over` is called when the response is, even if not one piece of it was asked for."""
         super().__init__(pieces, **settings)
@@ -67,6 +67,16 @@ class Stream(StreamingResponse):
         finally:
             self._over()
             await self._pieces.aclose()
+
+
+PORTION = 64 * 1024
+
+
+def portions(piece: bytes) -> Iterator[memoryview]:
+    """A large piece, to be sent bit by bit: a client that reads slowly, but reads, does not use up the
+    patience, which is for each of them."""
+    view = memoryview(piece)
+    return (view[start : start + PORTION] for start in range(0, len(piece), PORTION))
 
 
 class EventStream(Stream):

@@ -1,0 +1,467 @@
+"""Rung 08 and clients that mean harm, do not read, fall silent, come too often, or ask for too much."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+
+import ladder.folder
+from ladder.folder import Partial
+from ladder.forms import MOST_PARTS
+from ladder.http import PORTION, Stream
+from ladder.uploads import Transfer
+from tests.support import Server, eventually, import_rung, serving
+from tests.test_08_file_streaming import (
+    BOUNDARY,
+    CONTENT,
+    END,
+    FORM,
+    FORM_HEAD,
+    ID,
+    MIB,
+    SCRIPT,
+    answer_on,
+    begin_upload,
+    form_part,
+    make_folders,
+    read_events,
+    started,
+    wait_for_size,
+)
+
+rung = import_rung(SCRIPT)
+OTHER_ID = "fedcba9876543210"
+FILE_FORM = form_part("evil.bin", b"evil", first=True) + END
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path) -> Path:
+    make_folders(tmp_path)
+    return tmp_path
+
+
+def engine_over(folders: Path, **settings: Any) -> Any:
+    names = {name: str(folders / name) for name in ("videos", "models", "uploads")}
+    return rung.Engine(rung.Config(**names, **settings))
+
+
+@contextmanager
+def serving_from(folders: Path, **settings: Any) -> Iterator[Server]:
+    """A server in this process, of which a test may change a part."""
+    engine = engine_over(folders, **settings)
+    with serving(rung.create_app(engine), engine.stop) as server:
+        yield server
+
+
+# Pages of others
+
+
+def test_no_page_of_others_writes_and_ours_do(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        ours = f"{server.address[0]}:{server.address[1]}"
+        others = ("https://evil.example", "null", "", f"http://{ours}.evil.example", "http://[", "http://x:y")
+        for origin in (*others, "http://127.0.0.1:1"):
+            for answer in (
+                server.request("POST", "/upload/stream", FILE_FORM, **FORM, origin=origin),
+                server.request("PUT", "/upload/evil.bin", b"evil", origin=origin),
+            ):
+                assert (answer.status, answer.headers["connection"]) == (403, "close"), origin
+                assert answer.json() == {"detail": "this origin may not write"}
+        assert server.uploaded() == []
+        assert server.request("PUT", "/upload/a.bin", b"a", origin=f"http://{ours}").status == 201
+        assert server.request("POST", "/upload/stream", FILE_FORM, **FORM).status == 201  # as curl does
+
+
+def test_a_name_that_somebody_else_has_pointed_here_is_not_answered_to(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        port = server.address[1]
+        for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "[", "a:b:c"):
+            for path in ("/", "/files", "/health", "/logs/stream", "/uploads/x", "/stream-video/clip.webm"):
+                answer = server.request("GET", path, None, host=host)
+                assert (answer.status, CONTENT in answer.body) == (421, False), (host, path)
+            answer = server.request("PUT", "/upload/x", b"x", host=host, origin=f"http://{host}")
+            assert (answer.status, answer.headers["connection"]) == (421, "close")
+        for host in ("localhost", f"LOCALHOST:{port}", "127.0.0.1", "[::1]:80", "192.168.1.7:5000"):
+            assert server.request("GET", "/files", None, host=host).status == 200
+        assert server.uploaded() == []
+
+
+def test_a_name_can_be_made_known(own_folders: Path) -> None:
+    with started(own_folders, "--hosts", "files.example, Other.example") as server:
+
+        def put(host: str, origin: str) -> int:
+            return server.request("PUT", "/upload/x", b"x", host=host, origin=origin).status
+
+        assert server.request("GET", "/files", None, host="other.example:80").status == 200
+        assert put("files.example", "https://files.example") == 201
+        assert put("files.example", "https://evil.example") == 403
+        assert put("evil.example", "https://files.example") == 421
+
+
+def test_the_log_tells_nobody_the_id_of_an_upload(own_folders: Path) -> None:
+    with (
+        started(own_folders) as server,
+        closing(server.connect()) as watcher,
+        closing(server.connect()) as log,
+    ):
+        log.request("GET", "/logs/stream?last=0")
+        lines = read_events(log)
+        server.request("HEAD", f"/upload/{ID}")
+        assert "HEAD /upload/{id} 200" in next(lines).data
+        server.request("DELETE", f"/upload/{ID}")
+        assert "DELETE /upload/" in next(lines).data
+        watcher.request("GET", f"/upload/{ID}/events")
+        server.request("PUT", f"/upload/x.bin?id={ID}", b"x")
+        assert "PUT /upload/x.bin 201" in next(lines).data
+        watcher.getresponse().read()
+        assert "GET /upload/{id}/events 200" in next(lines).data
+        assert ID not in (server.uploads / ".log").read_text()
+
+
+# Clients that do not read, or not fast
+
+
+def make_large(folders: Path, size: int = 64 * MIB) -> None:
+    with (folders / "videos" / "large.bin").open("wb") as file:
+        file.truncate(size)
+
+
+def test_the_connection_of_a_client_that_never_reads_is_ended(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "patience", 0.05)
+    monkeypatch.setattr("ladder.server.LINGER_SECONDS", 0.1)
+    make_large(own_folders)
+    with serving_from(own_folders) as server, closing(server.raw()) as connection:
+        connection.sendall(b"GET /stream-video/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(1)
+        until_let_go(connection)
+
+
+def until_let_go(client: socket.socket) -> None:
+    """Until the other end of a connection, which is in this process too, has been closed."""
+    ends = (client.getpeername(), client.getsockname())
+
+    async def open_here() -> list[tuple[Any, Any]]:
+        return [(tuple(one.laddr), tuple(one.raddr)) for one in psutil.Process().net_connections("tcp")]
+
+    assert ends in asyncio.run(open_here())
+    asyncio.run(eventually(open_here, lambda found: ends not in found))
+
+
+def test_what_is_sent_at_once_does_not_grow_with_what_is_read_at_once(own_folders: Path) -> None:
+    content = os.urandom(3 * MIB + 5)
+    (own_folders / "videos" / "large.bin").write_bytes(content)
+    app = rung.create_app(engine_over(own_folders, chunk_kib=65536))
+    pieces: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        if body := message.get("body"):
+            pieces.append(bytes(body))
+
+    async def ask() -> None:
+        path = "/stream-video/large.bin"
+        scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "headers": []}
+        await app({**scope, "query_string": b""}, asyncio.Event().wait, send)
+
+    asyncio.run(ask())
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) == PORTION
+
+
+def test_a_player_that_has_paused_for_too_long_goes_on_with_a_range(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "patience", 0.05)
+    monkeypatch.setattr("ladder.server.LINGER_SECONDS", 0.1)
+    large = own_folders / "videos" / "large.bin"
+    large.write_bytes(os.urandom(MIB) * 32)
+    with serving_from(own_folders) as server:
+        with closing(server.raw()) as player:
+            player.sendall(b"GET /stream-video/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = player.recv(1)
+            until_let_go(player)
+            head, _, content = (head + until_the_end(player)).partition(b"\r\n\r\n")
+        tag = next(line[6:] for line in head.decode().split("\r\n") if line.lower().startswith("etag: "))
+        wanted = {"range": f"bytes={len(content)}-", "if-range": tag}
+        rest = server.request("GET", "/stream-video/large.bin", None, **wanted)
+        assert (rest.status, content + rest.body) == (206, large.read_bytes())
+
+
+def until_the_end(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(MIB), b""))
+
+
+# What the disk and the system say
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.EIO, 500), (errno.ESTALE, 500), (errno.ENOENT, 404), (errno.ENXIO, 404)]
+)
+def test_only_an_error_about_the_name_means_that_there_is_no_such_file(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def fail(descriptor: int) -> None:
+        os.close(descriptor)
+        raise OSError(number, os.strerror(number))
+
+    with serving_from(own_folders) as server:
+        monkeypatch.setattr(ladder.folder, "FileIO", fail)
+        assert server.request("GET", "/stream-video/clip.webm").status == status
+
+
+def test_too_many_open_files_are_a_reason_to_come_back(own_folders: Path) -> None:
+    with started(own_folders) as server, closing(server.connect()) as connection:
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+        connection.request("GET", "/stream-video/clip.webm")
+        response = connection.getresponse()
+        assert (response.status, response.headers["retry-after"]) == (503, "1")
+        response.read()
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
+        connection.request("GET", "/stream-video/clip.webm")
+        assert connection.getresponse().read() == CONTENT
+
+
+# Uploads without end
+
+
+def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
+    field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'.encode()
+    with started(own_folders) as server:
+        for number, status in ((MOST_PARTS, 201), (MOST_PARTS + 1, 422)):
+            body = field * number + END.removeprefix(b"\r\n")
+            answer = server.request("POST", "/upload/stream", body, **FORM)
+            assert answer.status == status
+        assert f"at most {MOST_PARTS} parts" in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", form_part("one.bin", b"1", first=True) + b"\r\n--" + BOUNDARY.encode()]
+)
+def test_a_form_that_falls_silent_between_its_files_is_given_up(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("ladder.uploads.PATIENCE", 0.1)
+    with serving_from(own_folders) as server, closing(server.raw()) as connection:
+        connection.sendall(FORM_HEAD + sent)
+        answer = answer_on(connection)
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+
+
+def test_an_upload_that_falls_silent_is_kept_and_given_up(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ladder.uploads.PATIENCE", 0.1)
+    with serving_from(own_folders) as server:
+        with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
+            assert answer_on(connection).status == 408
+        answer = server.request("PUT", f"/upload/x.bin?id={ID}", b"rest", **{"upload-offset": "4"})
+        assert (answer.status, answer.json()["size"]) == (201, 8)
+
+
+def raw_upload(server: Server, path: str, sent: bytes, size: int) -> socket.socket:
+    connection = server.raw()
+    connection.sendall(
+        f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + sent
+    )
+    return connection
+
+
+def test_of_three_requests_for_one_upload_the_last_is_believed(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, opened = threading.Event(), threading.Event()
+    write = Partial.write
+
+    def write_when_told(partial: Partial, data: bytes) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert opened.wait(60)
+        write(partial, data)
+
+    monkeypatch.setattr(Partial, "write", write_when_told)
+    monkeypatch.setattr("ladder.uploads.PATIENCE", 3600)
+    interrupted = count_interrupts(monkeypatch)
+    path = f"/upload/x.bin?id={ID}"
+    with serving_from(own_folders) as server, ExitStack() as stack:
+        connections = []
+        for number, size in ((1, 8), (2, 8), (3, 4)):
+            connections.append(stack.enter_context(closing(raw_upload(server, path, b"half", size))))
+            interrupted(number)
+            assert reached.wait(60)
+        first, second, third = connections
+        assert answer_on(second).status == 408  # though the first still holds the file
+        opened.set()
+        assert (answer_on(first).status, answer_on(third).status) == (408, 201)
+    assert (own_folders / "uploads" / "x.bin").read_bytes() == b"half"
+
+
+def count_interrupts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Waits until so many requests have come for uploads: each interrupts those before it."""
+    interrupt, calls = Transfer.interrupt, threading.Semaphore(0)
+
+    def counted(transfer: Transfer) -> None:
+        interrupt(transfer)
+        calls.release()
+
+    monkeypatch.setattr(Transfer, "interrupt", counted)
+    come = 0
+
+    def wait(number: int) -> None:
+        nonlocal come
+        while come < number:
+            assert calls.acquire(timeout=60)
+            come += 1
+
+    return wait
+
+
+def test_who_is_refused_is_not_listened_to_any_more(own_folders: Path) -> None:
+    with started(own_folders, "--max-unfinished-mib", "1") as server:
+        for path, status in (
+            ("/upload/x.bin?id=short", 422),
+            ("/upload/%2fx", 422),
+            ("/nowhere", 404),
+            ("/health", 405),
+        ):
+            with closing(begin_upload(server, path, b"x", size=100 * MIB)) as connection:
+                answer = answer_on(connection)
+                assert (answer.status, answer.headers["connection"]) == (status, "close")
+        with closing(begin_upload(server, "/upload/x.bin", bytes(MIB + 1), size=2 * MIB)) as connection:
+            answer = answer_on(connection)
+            assert (answer.status, answer.headers["connection"]) == (507, "close")
+            assert "unfinished uploads" in answer.json()["detail"]
+        assert server.uploaded() == []
+
+
+def test_unfinished_uploads_have_so_much_room_together(own_folders: Path) -> None:
+    content = bytes(600_000)
+    (own_folders / "uploads" / f".{ID}.part").write_bytes(content)  # from before the start
+    with started(own_folders, "--max-unfinished-mib", "1") as server:
+        assert server.request("PUT", f"/upload/b.bin?id={OTHER_ID}", content).status == 507
+        assert server.uploaded() == [f".{ID}.part"]
+        path = f"/upload/a.bin?id={ID}"
+        assert server.request("PUT", path, b"end", **{"upload-offset": "600000"}).json()["size"] == 600_003
+        for number in range(3):  # what is finished, or given up, or begun anew, takes no room
+            assert server.request("PUT", f"/upload/b.bin?id={OTHER_ID}{number}", content).status == 201
+            with closing(begin_upload(server, "/upload/c.bin", content, size=MIB)):
+                server.until(receiving=1)
+            server.until(receiving=0)
+            with closing(begin_upload(server, path, content, size=MIB)):
+                wait_for_size(server, 600_000)
+            server.until(receiving=0)
+            assert server.request("PUT", path, content).status == 201
+        assert server.request("PUT", "/upload/c.bin", bytes(MIB)).status == 201
+
+
+def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ladder.uploads.SWEEP_SECONDS", 0.02)
+    uploads = own_folders / "uploads"
+    left, active = uploads / f".{OTHER_ID}.part", uploads / f".{ID}.part"
+
+    async def there() -> bool:
+        return left.exists()
+
+    with serving_from(own_folders) as server:
+        with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
+            asyncio.run(eventually(lambda: asyncio.to_thread(active.exists), bool))
+            left.write_bytes(b"old")
+            os.utime(active, (0, 0))
+            os.utime(left, (0, 0))
+            asyncio.run(eventually(there, lambda there: not there))
+            connection.sendall(b"rest")
+            assert answer_on(connection).status == 201
+        answer = server.request("PUT", f"/upload/y.bin?id={OTHER_ID}", b"x", **{"upload-offset": "3"})
+        assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
+    assert (uploads / "x.bin").read_bytes() == b"halfrest"
+
+
+# Watchers
+
+
+def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladder.watchers.MOST_WATCHERS", 2)
+    with serving_from(own_folders) as server, ExitStack() as stack:
+        for path in ("/logs/stream", f"/upload/{ID}/events"):
+            watcher = stack.enter_context(closing(server.connect()))
+            watcher.request("GET", path)
+            assert watcher.getresponse().status == 200
+        for path in ("/logs/stream", f"/upload/{ID}/events"):
+            answer = server.request("GET", path)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        watcher.close()
+
+        async def admitted() -> int:
+            with closing(server.connect()) as connection:
+                connection.request("GET", f"/upload/{ID}/events")
+                return connection.getresponse().status
+
+        asyncio.run(eventually(admitted, lambda status: status == 200))
+
+
+@pytest.mark.parametrize("path", ["/logs/stream?last=0", f"/upload/{ID}/events"])
+def test_watchers_are_told_that_the_connection_lives(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("ladder.watchers.KEEP_ALIVE_SECONDS", 0)
+    with serving_from(own_folders) as server, closing(server.connect()) as watcher:
+        watcher.request("GET", path)
+        assert watcher.getresponse().read(10) == b": alive\n\n:"
+
+
+def test_the_log_goes_on_while_the_disk_of_the_files_hangs(own_folders: Path) -> None:
+    with (
+        started(own_folders, "--slow-disk-ms", "3600000", "--workers", "1") as server,
+        closing(server.connect()) as watcher,
+        closing(server.connect()) as reader,
+    ):
+        reader.request("GET", "/stream-video/clip.webm")
+        server.until(sending=1)
+        watcher.request("GET", "/logs/stream?last=0")
+        events = read_events(watcher)
+        server.request("GET", f"/{quote('nothing here')}")
+        assert "/nothing%20here 404" in next(events).data
+
+
+def test_an_upload_is_done_when_its_file_has_its_name_though_its_client_asks_meanwhile(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, opened = threading.Event(), threading.Event()
+    publish = Partial.publish
+
+    def publish_when_told(partial: Partial, name: str) -> Any:
+        reached.set()
+        assert opened.wait(60)
+        return publish(partial, name)
+
+    monkeypatch.setattr(Partial, "publish", publish_when_told)
+    interrupted = count_interrupts(monkeypatch)
+    with (
+        serving_from(own_folders) as server,
+        ThreadPoolExecutor(1) as asking,
+        closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"all", size=3)) as connection,
+    ):
+        assert reached.wait(60)
+        answer = asking.submit(server.request, "HEAD", f"/upload/{ID}")
+        interrupted(2)
+        opened.set()
+        assert answer.result().headers["upload-complete"] == "?1"
+        assert answer_on(connection).status == 201
