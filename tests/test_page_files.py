@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
+import socket
+import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -94,7 +100,7 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
     expect(page.locator("#uploads li").first).to_contain_text("must not be empty or begin with a dot")
 
 
-def test_an_upload_goes_on_after_a_broken_connection(page: Page, uploads: Path) -> None:
+def test_an_upload_goes_on_after_a_pause(page: Page, uploads: Path) -> None:
     content = random.Random(4).randbytes(20_000_000)
     (uploads.parent / "large.bin").write_bytes(content)
     # So slow that it is under way for as long as the test likes.
@@ -119,8 +125,112 @@ def test_an_upload_goes_on_after_a_broken_connection(page: Page, uploads: Path) 
     assert [file.name for file in uploads.glob(".*.part")] == []
 
 
+@contextmanager
+def breaking(url: str, after: int, times: int) -> Iterator[str]:
+    """The address of a proxy of this server, which resets so many connections that have sent so much."""
+    begun, ended = threading.Event(), asyncio.Event()
+    address, loop = "", None
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(url)
+        answers, requests = await asyncio.open_connection(parts.hostname, parts.port)
+
+        async def upwards() -> None:
+            nonlocal times
+            sent = 0
+            while data := await reader.read(65536):
+                sent += len(data)
+                if times and sent > after:
+                    times -= 1
+                    for one in (writer, requests):
+                        raw = one.get_extra_info("socket")
+                        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return
+                requests.write(data)
+                await requests.drain()
+
+        async def downwards() -> None:
+            while data := await answers.read(65536):
+                writer.write(data)
+                await writer.drain()
+
+        both = [asyncio.create_task(upwards()), asyncio.create_task(downwards())]
+        try:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (writer, requests):
+                one.transport.abort()
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def serve() -> None:
+        nonlocal address, loop
+        loop = asyncio.get_running_loop()
+        async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+            address = "http://{}:{}".format(*server.sockets[0].getsockname())
+            begun.set()
+            await ended.wait()
+            connections = asyncio.all_tasks() - {asyncio.current_task()}
+            for one in connections:
+                one.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    begun.wait()
+    try:
+        yield address
+    finally:
+        assert loop
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+
+
+def test_an_upload_goes_on_after_its_connection_was_reset(page: Page, server: Server, uploads: Path) -> None:
+    content = random.Random(5).randbytes(20_000_000)
+    (uploads.parent / "reset.bin").write_bytes(content)
+    # Twice, because Chromium by itself sends a request again whose connection was not a new one.
+    with breaking(server.url, after=5_000_000, times=2) as through:
+        page.goto(through)
+        page.locator("#chooser").set_input_files(uploads.parent / "reset.bin")
+        row = page.locator("#uploads li").first
+        expect(row).to_contain_text(re.compile("after [12] broken connections?; the same SHA-256"))
+        page.goto("about:blank")
+    assert (uploads / "reset.bin").read_bytes() == content
+    assert [file.name for file in uploads.glob(".*.part")] == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_it_can_be_read_by_all(open_page: Open, server: Server, scheme: str, size: dict[str, int]) -> None:
+    """With a file that was stored and one that was refused."""
     page = open_page(server, size, color_scheme=scheme, reduced_motion="reduce")
+    page.locator("#chooser").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"})
+    expect(page.locator("#uploads li").first).to_contain_text("stored")
+    page.locator("#chooser").set_input_files({"name": ".a", "mimeType": "text/plain", "buffer": b"a"})
+    expect(page.locator("#uploads li").first).to_contain_text("must not be empty or begin with a dot")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == (scheme == "dark")
     assert_readable_by_all(page)
+
+
+def test_it_can_be_used_without_a_mouse(page: Page) -> None:
+    expect(page.locator("#models a").first).to_be_visible()
+    reached: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.id || document.activeElement.tagName")
+        if focused == "in-parts":
+            page.keyboard.press("Enter")
+        if focused == "as-form":
+            page.keyboard.press("Space")
+        reached.append(focused)
+        if focused == "lines":
+            break
+    wanted = ["choice", "in-parts", "chooser", "as-form", "rows", "export-link", "lines"]
+    assert [one for one in reached if one in wanted] == wanted
+    assert "A" in reached  # the files that can be had
+    expect(page.locator("#as-form")).to_be_checked()
+    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
