@@ -385,10 +385,10 @@ def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page
     tasks = [
         event
         for event in trace
-        if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main_threads
+        if event["name"] == "RunTask" and event["ph"] == "X" and (event["pid"], event["tid"]) in main_threads
     ]
-    # Of a task that took less than a microsecond of the processor no time is told.
-    seconds = [task["tdur"] / 1e6 for task in tasks if "tdur" in task]
-    assert len(seconds) > max(100, 0.9 * len(tasks))
-    assert 0 < max(seconds) < LONGEST_TASK
+    assert len(tasks) > 100
+    # A task of a few microseconds may have no time on the processor; one of a millisecond must have it.
+    computed = [task["tdur"] / 1e6 for task in tasks if task["dur"] >= 1000]
+    assert 0 < max(computed) < LONGEST_TASK
     expect(lanes(page, "done")).to_have_count(MOST_CLIENTS)
