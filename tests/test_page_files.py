@@ -192,11 +192,11 @@ def test_an_upload_goes_on_after_its_connection_was_reset(page: Page, server: Se
     content = random.Random(5).randbytes(20_000_000)
     (uploads.parent / "reset.bin").write_bytes(content)
     # Twice, because Chromium by itself sends a request again whose connection was not a new one.
-    with breaking(server.url, after=5_000_000, times=2) as through:
+    with breaking(server.url, after=5_000_000, times=6) as through:
         page.goto(through)
         page.locator("#chooser").set_input_files(uploads.parent / "reset.bin")
         row = page.locator("#uploads li").first
-        expect(row).to_contain_text(re.compile("after [12] broken connections?; the same SHA-256"))
+        expect(row).to_contain_text(re.compile("after \\d+ broken connections?; the same SHA-256"))
         page.goto("about:blank")
     assert (uploads / "reset.bin").read_bytes() == content
     assert [file.name for file in uploads.glob(".*.part")] == []
