@@ -388,6 +388,7 @@ PEER_LOOKS = {
     "bare": ("04's engine, no server", SKY, "P"),
     "transformers": ("transformers' batching", INK, "X"),
     "handmade": ("`generate` behind FastAPI", GREY, "s"),
+    "llama.cpp": ("llama.cpp's server", "#7a4b00", "d"),
 }
 
 
