@@ -1,4 +1,8 @@
-"""Finding a model by its name: bundled, a directory, the hub, or random weights of a real shape."""
+"""Finding a model by its name: bundled, a directory, the hub, or random weights of a real shape.
+
+Transformers is imported only where it is needed, for that takes half of a server's start: files that leave
+nothing open, such as those of the bundled model, are read without it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+import msgspec
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from ladder.errors import UserError
 from ladder.linear import int8_engine
@@ -125,12 +129,10 @@ def find_directory(name: str) -> Path:
 
 def load_directory(name: str, directory: Path, build: Build) -> Model:
     """Load what `save_pretrained` wrote: config.json, tokenizer.json and safetensors files."""
-    quiet_transformers()
     check_model_type(name, directory)
     try:
-        config = AutoConfig.from_pretrained(directory)
-        backend = AutoTokenizer.from_pretrained(directory).backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
+        config, backend = read_config(directory), read_tokenizer(directory)
+    except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {name!r}: configuration or tokenizer cannot be read: {reason}") from error
     decoder = build(Architecture.from_config(config), read_weights(name, directory))
@@ -149,6 +151,65 @@ def check_model_type(name: str, directory: Path) -> None:
         raise UserError(f"model {name!r}: config.json is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"model {name!r}: config.json is not a JSON object")
+
+
+class Rope(TypedDict):
+    rope_type: Literal["default"]
+    rope_theta: float
+
+
+class Llama(msgspec.Struct):
+    """A configuration that says everything itself, as transformers saves a Llama today."""
+
+    model_type: Literal["llama"]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    hidden_act: str
+    rms_norm_eps: float
+    rope_parameters: Rope
+    tie_word_embeddings: bool
+    eos_token_id: int | list[int] | None
+    quantization_config: None = None
+
+
+class PlainTokenizer(msgspec.Struct, forbid_unknown_fields=True):
+    """Settings that change nothing of what tokenizer.json says; transformers knows many others."""
+
+    tokenizer_class: Literal["TokenizersBackend"]
+    backend: str
+    clean_up_tokenization_spaces: bool
+    eos_token: str
+    pad_token: str
+    model_max_length: int
+
+
+def read_config(directory: Path) -> Any:
+    """Whatever the file leaves open, transformers knows."""
+    try:
+        return msgspec.json.decode((directory / "config.json").read_bytes(), type=Llama)
+    except msgspec.DecodeError:
+        from transformers import AutoConfig
+
+        quiet_transformers()
+        return AutoConfig.from_pretrained(directory)
+
+
+def read_tokenizer(directory: Path) -> Backend:
+    try:
+        msgspec.json.decode((directory / "tokenizer_config.json").read_bytes(), type=PlainTokenizer)
+        return Backend.from_file(str(directory / "tokenizer.json"))
+    except Exception:  # tokenizers has no kinds of errors; what is wrong, transformers says
+        from transformers import AutoTokenizer
+
+        quiet_transformers()
+        backend: Backend = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+        return backend
 
 
 def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
@@ -184,11 +245,15 @@ def stop_ids(directory: Path, config: Any) -> frozenset[int]:
 
 def quiet_transformers() -> None:
     """Transformers' own warnings are for people who train; ours say what a server's user can do."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def random_model(name: str, build: Build) -> Model:
     """A model of a published shape with random weights: real cost, made-up words, no end token."""
+    from transformers import AutoConfig
+
     shape = name.removeprefix("random:")
     if shape not in RANDOM_SHAPES:
         raise UserError(f"model {name!r}: there is no such shape; there are {', '.join(RANDOM_SHAPES)}")

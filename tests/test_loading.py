@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -22,9 +25,11 @@ from ladder.loading import (
     load_model,
     made_up_word,
     random_tokenizer,
+    read_config,
+    read_tokenizer,
 )
 from ladder.model import Architecture, checkpoint_shapes
-from tests.support import QUESTION, RUNGS, edit_json, one_line, untrained
+from tests.support import QUESTION, RUNGS, edit_json, one_line, run_python, untrained
 
 PUBLISHED_PARAMETERS = {
     "tinyllama-1.1b": 1_100_048_384,
@@ -219,6 +224,39 @@ def test_the_bundled_model_is_small_and_no_file_of_it_can_run_code() -> None:
     for file in files:
         # A pickle begins with its protocol, a torch file of today is a zip archive.
         assert not file.read_bytes().startswith((b"\x80", b"PK"))
+
+
+def test_the_bundled_model_is_read_without_transformers_and_as_by_transformers() -> None:
+    code = "import sys; from ladder.loading import load_model; load_model('tiny'); print(*sys.modules)"
+    assert "transformers" not in run_python("-c", code).stdout.split()
+    config = AutoConfig.from_pretrained(BUNDLED)
+    for name, value in msgspec.to_builtins(read_config(BUNDLED)).items():
+        assert value == getattr(config, name, None), name
+    backend = AutoTokenizer.from_pretrained(BUNDLED).backend_tokenizer
+    assert read_tokenizer(BUNDLED).to_str() == backend.to_str()
+
+
+@pytest.mark.parametrize("left_out", ["head_dim", "rms_norm_eps", "eos_token_id", "rope_parameters"])
+def test_what_a_configuration_leaves_out_transformers_knows(
+    bundled: Model, checkpoint: Path, left_out: str
+) -> None:
+    settings = json.loads((checkpoint / "config.json").read_text())
+    del settings[left_out]
+    (checkpoint / "config.json").write_text(json.dumps(settings))
+    architecture, whole = load_model(str(checkpoint)).decoder.architecture, bundled.decoder.architecture
+    assert replace(architecture, rope_frequencies=whole.rope_frequencies) == whole
+    assert torch.equal(architecture.rope_frequencies, whole.rope_frequencies)
+
+
+def test_a_size_that_is_no_number_is_told(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", hidden_size="large")
+    assert "hidden_size" in refusal(str(checkpoint))
+
+
+def test_a_tokenizer_with_settings_of_its_own_is_read_by_transformers(checkpoint: Path) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", extra_special_tokens=["<|extra|>"])
+    known = load_model(str(checkpoint)).tokenizer.backend.get_vocab(with_added_tokens=True)
+    assert "<|extra|>" in known
 
 
 def test_transformers_loads_the_bundled_model() -> None:
