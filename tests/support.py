@@ -168,6 +168,10 @@ class Server:
         assert parts.port
         return parts.hostname, parts.port
 
+    @property
+    def netloc(self) -> str:
+        return urlsplit(self.url).netloc
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self.address, timeout=60)
 
@@ -413,3 +417,16 @@ def one_line(text: str) -> str:
     assert re.fullmatch(r"[^\n]+\n", text), text
     assert "Traceback" not in text
     return text.strip()
+
+
+def tracked_files() -> list[Path]:
+    """What git tracks, or would; without git, as in an archive, everything that is not hidden."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+    return [
+        file
+        for file in ROOT.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
+    ]

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from ladder import ROOT
+from tests.documents import README, Command, commands_in
 
+IN_README = [command for command in commands_in(README.read_text()) if "--demo" in command]
+PICTURES = (".svg", ".png")
 RUNGS = sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py"))
 
 
@@ -54,12 +57,19 @@ def test_the_plot_is_a_picture_of_every_column(figures: dict[str, Any], rung: st
         assert f"<!-- {column} -->" in text
 
 
-@pytest.mark.parametrize("rung", ["02_async_streaming.py", "04_continuous_batching.py"])
-def test_the_terminal_shows_a_table_of_every_column(figures: dict[str, Any], rung: str) -> None:
-    shown = run_demo(rung)
+@pytest.mark.parametrize("command", IN_README, ids=" ".join)
+def test_the_terminal_shows_a_table_of_every_column(
+    figures: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    """By the commands of the README, but that their plots are drawn elsewhere."""
+    rung = command[1]
+    flags = [str(tmp_path / word) if word.endswith(PICTURES) else word for word in command[2:]]
+    flags.remove("--demo")
+    shown = run_demo(rung, *flags)
     for column in figures[rung]["figures"]:
         assert column in shown
     assert f"python {rung} --demo" in shown
+    assert {file.name for file in tmp_path.iterdir()} == {word for word in command if word.endswith(PICTURES)}
 
 
 def test_rung_01_works_on_for_a_client_who_left(figures: dict[str, Any]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from ladder import ROOT
 from ladder.cli import ListenConfig
-from tests.support import SCRIPTS, import_rung
+from tests.support import SCRIPTS, import_rung, tracked_files
 
 RUNG_NAME = re.compile(r"\d\d_\w+")
 DUPLICATE_LINES = 12
@@ -259,19 +257,6 @@ def test_a_copy_would_be_seen_under_other_names() -> None:
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|mnt|tmp|opt)/\w|[A-Z]:\\\\+Users)")
 BINARY = {".safetensors", ".png", ".ico", ".woff2", ".webm"}
-
-
-def tracked_files() -> list[Path]:
-    """What git tracks, or would; without git, as in an archive, everything that is not hidden."""
-    if shutil.which("git") and (ROOT / ".git").exists():
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
-    return [
-        file
-        for file in ROOT.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
-    ]
 
 
 def test_no_text_names_a_place_on_somebodys_machine() -> None:

@@ -1,70 +1,112 @@
-"""Every command in the README works as it stands there."""
+"""Every command in the README works as it stands there.
+
+Servers are started on a free port and asked what the README asks them; a model of the hub is the bundled one
+under that name. Demos are run in test_demos.py, the benchmark and its figures in test_run.py.
+"""
 
 from __future__ import annotations
 
-import re
-import shlex
+import shutil
+import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from ladder import ROOT
-from ladder.launch import running_rungs
+from ladder.errors import UserError
+from ladder.launch import RungProcess
+from ladder.loading import BUNDLED
+from tests.documents import BLOCK, README, Command, commands_in, is_python
+from tests.support import SCRIPTS, Server
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
+TEXT = README.read_text()
+COMMANDS = commands_in(TEXT)
+
+DEMOS = [command for command in COMMANDS if is_python(command) and "--demo" in command]
+SERVERS = [
+    command for command in COMMANDS if is_python(command) and command[1] in SCRIPTS and command not in DEMOS
 ]
-CURL = [command for command in COMMANDS if command.startswith("curl")]
-MAKE = [command for command in COMMANDS if command.startswith("make")]
-PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python")]
-
-
-def run(command: list[str], cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_rungs(("02_async_streaming.py", [])) as (url,):
-        yield url.removeprefix("http://")
+TOOLS = [command for command in COMMANDS if is_python(command) and command not in (*DEMOS, *SERVERS)]
+"""Benchmarks and the like: that they are there and take their flags is looked at in test_documents.py."""
+MAKE = [command for command in COMMANDS if command[0] == "make"]
+CURL = [command for command in COMMANDS if command[0] == "curl"]
+PIP = [command for command in COMMANDS if command[0] == ".venv/bin/pip"]
 
 
 def test_nothing_in_the_readme_is_left_untried() -> None:
-    assert sorted(CURL + MAKE + PYTHON) == sorted(COMMANDS)
-    assert CURL
-    assert MAKE
-    assert PYTHON
+    assert sorted(DEMOS + SERVERS + TOOLS + MAKE + CURL + PIP) == sorted(COMMANDS)
+    assert {block["language"] for block in BLOCK.finditer(TEXT)} <= {"bash", "text"}
+    assert all((DEMOS, SERVERS, MAKE, CURL))
+    assert sum(len(asked) for _, asked in conversations()) == len(CURL)
 
 
-@pytest.mark.parametrize("command", MAKE)
-def test_make_knows_the_target_and_explains_it(command: str) -> None:
-    target = shlex.split(command)[1]
-    assert re.search(rf"^{target} +\S", run(["make", "help"]), re.MULTILINE)
+def conversations() -> list[tuple[Command, list[Command]]]:
+    """Each server, and the requests that the README then has its reader type."""
+    found: list[tuple[Command, list[Command]]] = []
+    for command in COMMANDS:
+        if command in SERVERS:
+            found.append((command, []))
+        elif command in CURL:
+            found[-1][1].append(command)
+    return found
 
 
-@pytest.mark.parametrize("command", PYTHON)
-def test_python_commands_have_flags_that_exist(command: str) -> None:
-    _, script, *flags = shlex.split(command)
-    known = run([sys.executable, script, "--help"])
-    for flag in flags:
-        assert not flag.startswith("--") or flag in known
+def value_of(command: Command, flag: str) -> str | None:
+    return command[command.index(flag) + 1] if flag in command else None
 
 
-@pytest.mark.parametrize("command", CURL)
-def test_curl_commands_are_answered(command: str, server: str) -> None:
-    answer = run([*shlex.split(command.replace("localhost:5000", server)), "--silent", "--fail"])
-    assert "[DONE]" in answer or "total_time_ms" in answer or '"status":"ok"' in answer
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, but a cache with every model that the README takes from the hub: the bundled one."""
+    for command in SERVERS:
+        name = value_of(command, "--model")
+        if name and "/" in name:
+            folder = tmp_path / f"models--{name.replace('/', '--')}"
+            if not folder.exists():
+                shutil.copytree(BUNDLED, folder / "snapshots" / "0")
+                (folder / "refs").mkdir()
+                (folder / "refs" / "main").write_text("0")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    ("command", "requests"), conversations(), ids=[" ".join(command[1:]) for command, _ in conversations()]
+)
+@pytest.mark.usefixtures("hub")
+def test_a_server_starts_answers_what_it_is_asked_and_ends(command: Command, requests: list[Command]) -> None:
+    port = value_of(command, "--port") or "5000"
+    process = RungProcess(command[1], (*command[2:], "--port", "0"))
+    try:
+        if value_of(command, "--device") == "cuda" and not torch.cuda.is_available():
+            with pytest.raises(UserError, match="no CUDA device here"):
+                process.wait_ready()
+            return
+        server = Server(process.wait_ready())
+        health = server.health()
+        assert health["status"] == "ok"
+        if model := value_of(command, "--model"):
+            assert health["model"] == model
+        for request in requests:
+            ask(server, [word.replace(f"localhost:{port}", server.netloc) for word in request])
+        assert process.stop(signal.SIGINT) == 0
+        assert process.errors() == ""
+    finally:
+        process.close()
+
+
+def ask(server: Server, request: list[str]) -> None:
+    assert server.netloc in " ".join(request)
+    command = [*request, "--silent", "--show-error", "--fail"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert '"stream": true' not in " ".join(request) or done.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_pip_installs_what_is_pinned() -> None:
+    pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {word for command in PIP for word in command if "==" in word} <= set(pinned)
