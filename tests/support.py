@@ -77,9 +77,9 @@ def run_rung(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return run_python(str(ROOT / script), *flags)
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 async def eventually(

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from benchmarks.metrics import Objective, Played, records, summary_of
+from benchmarks.plot import FIGURE_MAKERS
 from benchmarks.results_file import save
 from benchmarks.run import read_options
 from benchmarks.scenarios import Server, keep_busy, past_the_knee, poisson, scenarios, send_at, turns
@@ -137,13 +138,34 @@ def test_any_server_with_openais_dialect_can_be_measured(stub_url: str, tmp_path
     assert not (tmp_path / "unfinished.json").exists()
 
 
-def test_every_rung_is_measured_by_the_script(tmp_path: Path) -> None:
-    flags = ["--quick", "--only", "mixed", "--model", "tiny", "--dtype", "float32", "--threads", "1"]
-    done = run_python(SCRIPT, *flags, "--output", str(tmp_path))
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the README's command, but with the model that is quickest."""
+    folder = tmp_path_factory.mktemp("results")
+    flags = ["--quick", "--model", "tiny", "--dtype", "float32", "--threads", "1"]
+    done = run_python(SCRIPT, *flags, "--output", str(folder), timeout=400)
     assert (done.returncode, done.stderr) == (0, "")
-    measured = result(tmp_path, "mixed")
+    return folder
+
+
+def test_a_quick_run_measures_everything_but_the_large_model(quick_run: Path) -> None:
+    assert {file.stem for file in quick_run.iterdir()} == set(scenarios(quick=True))
+    for name, scenario in scenarios(quick=True).items():
+        assert set(result(quick_run, name)["summary"]) == set(scenario.contenders)
+
+
+def test_a_quick_run_gives_every_figure(quick_run: Path, tmp_path: Path) -> None:
+    done = run_python(str(ROOT / "benchmarks" / "plot.py"), str(quick_run), "--figures", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"{name}{suffix}" for name in FIGURE_MAKERS for suffix in (".svg", ".png")
+    }
+
+
+def test_every_rung_is_measured_by_the_script(quick_run: Path) -> None:
+    measured = result(quick_run, "mixed")
     assert measured["command"] == (
-        "python benchmarks/run.py --quick --only mixed --model tiny --dtype float32 --threads 1"
+        "python benchmarks/run.py --quick --model tiny --dtype float32 --threads 1"
     )
     assert (measured["model"], measured["dtype"], measured["threads"]) == ("tiny", "float32", 1)
     assert measured["machine"]["cores"] >= 1
