@@ -1,7 +1,10 @@
-"""Every notebook runs from a clean kernel to its end, and is committed with the outputs of such a run."""
+"""Every notebook runs from a clean kernel to its end, offline, and is committed with such a run's outputs."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ from typing import Any
 import pytest
 from nbformat import NotebookNode
 
+from ladder import ROOT
 from notebooks.execute import NOTEBOOKS, executed, read
 from tests.support import SCRIPTS
 
+OFFLINE = ROOT / "tests" / "offline"
 PLACES = ("/home/", "/Users/", "site-packages", "ipykernel_")
 
 
@@ -27,7 +32,11 @@ def kinds(cell: Any) -> list[list[str]]:
     ]
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda file: file.stem)
+# A group for each, wherever there is a process free: they share no server.
+APART = [pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem)) for file in NOTEBOOKS]
+
+
+@pytest.fixture(params=APART)
 def file(request: pytest.FixtureRequest) -> Path:
     notebook: Path = request.param
     return notebook
@@ -39,10 +48,25 @@ def test_every_rung_has_a_notebook_of_its_name() -> None:
 
 def test_it_runs_from_a_clean_kernel_and_shows_what_is_committed(file: Path) -> None:
     """A cell that fails is an exception here. A committed output of another kind is of other code."""
-    fresh = executed(file)
+    fresh = executed(file, OFFLINE)
     before = read(file)
     assert [kinds(cell) for cell in code_cells(fresh)] == [kinds(cell) for cell in code_cells(before)]
     assert {key: fresh.metadata[key] for key in fresh.metadata} == before.metadata
+
+
+@pytest.mark.parametrize("address", [("192.0.2.1", 80), ("huggingface.co", 443)])
+def test_a_network_would_be_noticed(address: tuple[str, int]) -> None:
+    """The first of these is an address that is nobody's."""
+    code = f"import socket; socket.create_connection({address!r}, timeout=5)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(OFFLINE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"no network here, and so not {address[0]}" in done.stderr
 
 
 def test_its_cells_were_run_once_each_in_order(file: Path) -> None:
