@@ -14,6 +14,7 @@ from typing import Any
 
 from ladder.loading import Model
 from tests.support import (
+    POOL,
     QUESTION,
     STORY,
     Gate,
@@ -26,6 +27,8 @@ from tests.support import (
     serving_flask,
     watched,
 )
+
+pytestmark = POOL
 
 SCRIPT = "01_flask_blocking.py"
 rung = import_rung(SCRIPT)

@@ -19,6 +19,7 @@ from ladder.messages import Abort, Job, Update
 from ladder.runner import Work
 from ladder.sampling import SamplingSettings
 from tests.support import (
+    POOL,
     PROMPTS,
     QUESTION,
     STORY,
@@ -29,6 +30,8 @@ from tests.support import (
     own_rung,
     watched,
 )
+
+pytestmark = POOL
 
 SCRIPT = "04_continuous_batching.py"
 rung = import_rung(SCRIPT)
