@@ -241,7 +241,7 @@ def latency_figures(observations: Sequence[Observation]) -> Figures:
 async def beside_a_long_prompt(
     url: str, streams: Crowd, long: Request
 ) -> tuple[list[Measurement], Measurement]:
-    """Streams, and somebody else's long prompt that is sent when the first of them has twenty tokens."""
+    """Streams, and somebody else's long prompt: sent when the first of them has twenty tokens, or all."""
     begun = asyncio.Event()
 
     def on_token(measurement: Measurement, _: str) -> None:
@@ -251,6 +251,7 @@ async def beside_a_long_prompt(
     async with Client(url) as client, asyncio.TaskGroup() as all_of_them:
         first, *others = streams
         running = [all_of_them.create_task(client.generate(**first, on_token=on_token))]
+        running[0].add_done_callback(lambda _: begun.set())
         running += [all_of_them.create_task(client.generate(**request)) for request in others]
         await begun.wait()
         prompted = all_of_them.create_task(client.generate(**long))

@@ -310,10 +310,10 @@ def test_an_open_loop_counts_from_when_a_request_was_due(pool: ServerPool) -> No
 
 
 def test_rates_past_the_knee_are_left_out() -> None:
-    runs = [{"request_rate": 4, "good_percent": 40.0}]
-    assert past_the_knee({"request_rate": 8}, runs)
+    runs = [{"request_rate": rate, "good_percent": percent} for rate, percent in ((2, 60), (4, 40), (8, 10))]
+    assert past_the_knee({"request_rate": 16}, runs)
+    assert not past_the_knee({"request_rate": 8}, runs), "one rate beyond the knee is shown"
     assert not past_the_knee({"request_rate": 4}, runs)
-    assert not past_the_knee({"request_rate": 8}, [{"request_rate": 4, "good_percent": 60.0}])
 
 
 @pytest.mark.parametrize("quick", [True, False])
