@@ -52,6 +52,7 @@ function play() {
   /** @type {HTMLVideoElement} */ (element("video")).src = choice.value;
   map.clear();
   setText(element("parts-status"), "");
+  partsButton.disabled = false;
 }
 
 choice.addEventListener("change", play);
