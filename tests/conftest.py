@@ -1,6 +1,6 @@
 """Fixtures of the whole suite: one server of each kind, the bundled model, transformers as the oracle.
 
-Several groups of tests are run at a time, each in a process that keeps its servers.
+Several files are run at a time, each in a process that keeps its servers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,6 @@ pytest_plugins = ["tests.browsing"]
 # A test that fails once fails every time, and never because the machine was busy.
 settings.register_profile("ladder", deadline=None, derandomize=True)
 settings.load_profile("ladder")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file keep to one process, unless they say which group they belong to."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,18 @@ import importlib
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import pytest
 import torch
 from fastapi import FastAPI
 from flask import Flask
@@ -231,10 +229,6 @@ class RungServer(Server):
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
 
-POOL = pytest.mark.xdist_group("pool")
-"""For files that need the same servers: one process runs them all, and starts each server once."""
-
-
 class ServerPool:
     """Starts each kind of server once, when it is first asked for."""
 
@@ -248,22 +242,8 @@ class ServerPool:
         return self._servers[key]
 
     def close(self) -> None:
-        """Each ends as it should, whatever it was asked."""
-        with ExitStack() as stack:
-            for server in self._servers.values():
-                stack.callback(server.process.close)
-            for server in self._servers.values():
-                ends_quietly(server, signal.SIGTERM)
-                assert "Traceback" not in server.process.errors()
-
-
-def ends_quietly(server: RungServer, number: signal.Signals) -> None:
-    """A signal ends an idle server, which has printed nothing after its ready line."""
-    process = server.process._process
-    process.send_signal(number)
-    assert process.wait(timeout=30) == 0
-    assert process.stdout is not None
-    assert process.stdout.read() == ""
+        for server in self._servers.values():
+            server.process.close()
 
 
 def start_rung(script: str, *flags: str) -> RungServer:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ladder.loading import Model
 from tests.support import (
-    POOL,
     QUESTION,
     STORY,
     Gate,
@@ -27,8 +26,6 @@ from tests.support import (
     serving_flask,
     watched,
 )
-
-pytestmark = POOL
 
 SCRIPT = "01_flask_blocking.py"
 rung = import_rung(SCRIPT)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,26 +11,19 @@ from ladder.client import Client
 from ladder.loading import Model
 from ladder.schema import GenerateRequest
 from ladder.sequence import Sequence
-from tests.support import QUESTION, STORY, Passes, Server, import_rung, own_rung, serving, watched
+from tests.support import QUESTION, STORY, Passes, RungServer, import_rung, own_rung, serving, watched
 
 SCRIPT = "03_batching.py"
 rung = import_rung(SCRIPT)
-PATIENT = 60_000
-"""Milliseconds to wait for company: a batch is closed only when it is full, so nothing depends on time."""
-
-
-@contextmanager
-def engine_serving(model: Model, **settings: Any) -> Iterator[Server]:
-    engine = rung.Engine(model, rung.Config(**settings))
-    with serving(rung.create_app(engine), engine.stop) as server:
-        yield server
+PATIENT = ("--max-wait-ms", "60000")
+"""A batch is closed only when it is full: what the tests see does not depend on time."""
 
 
 def story(tokens: int) -> dict[str, Any]:
     return {"prompt": STORY, "max_tokens": tokens, "temperature": 0, "stream": True}
 
 
-def steps_of(server: Server, *lengths: int) -> tuple[int, list[list[int]]]:
+def steps_of(server: RungServer, *lengths: int) -> tuple[int, list[list[int]]]:
     """Steps that requests of these lengths take together, and the tokens of each."""
 
     async def all_at_once() -> list[list[int]]:
@@ -45,8 +36,8 @@ def steps_of(server: Server, *lengths: int) -> tuple[int, list[list[int]]]:
     return server.idle()["steps"] - before, tokens
 
 
-def test_a_full_batch_takes_the_steps_of_its_longest(bundled: Model) -> None:
-    with engine_serving(bundled, max_batch=4, max_wait_ms=PATIENT) as server:
+def test_a_full_batch_takes_the_steps_of_its_longest() -> None:
+    with own_rung(SCRIPT, "--max-batch", "4", *PATIENT) as server:
         steps, tokens = steps_of(server, 3, 20, 7, 11)
         assert steps == 20
         assert [len(ids) for ids in tokens] == [3, 20, 7, 11]
@@ -56,18 +47,18 @@ def test_a_full_batch_takes_the_steps_of_its_longest(bundled: Model) -> None:
         assert sum(used) == 3 + 20 + 7 + 11
 
 
-def test_more_than_a_batch_are_two_batches(bundled: Model) -> None:
-    with engine_serving(bundled, max_batch=2, max_wait_ms=PATIENT) as server:
+def test_more_than_a_batch_are_two_batches() -> None:
+    with own_rung(SCRIPT, "--max-batch", "2", *PATIENT) as server:
         steps, _ = steps_of(server, 6, 6, 9, 9)
         assert steps in (6 + 9, 9 + 9)  # as they happened to arrive
 
 
-def test_a_batch_of_one_closes_when_its_time_is_up(bundled: Model) -> None:
-    with engine_serving(bundled, max_batch=4, max_wait_ms=0) as server:
+def test_a_batch_of_one_closes_when_its_time_is_up() -> None:
+    with own_rung(SCRIPT, "--max-batch", "4", "--max-wait-ms", "0") as server:
         assert steps_of(server, 5)[0] == 5
 
 
-def test_a_cancelled_row_is_sent_nothing_and_ends_the_batch_if_it_was_the_longest(bundled: Model) -> None:
+def test_a_cancelled_row_is_sent_nothing_and_ends_the_batch_if_it_was_the_longest() -> None:
     async def leave_early(url: str) -> int:
         async with Client(url) as client:
             short = asyncio.create_task(client.generate(**story(30)))
@@ -75,7 +66,7 @@ def test_a_cancelled_row_is_sent_nothing_and_ends_the_batch_if_it_was_the_longes
             await short
             return len(short.result().token_ids)
 
-    with engine_serving(bundled, max_batch=2, max_wait_ms=PATIENT) as server:
+    with own_rung(SCRIPT, "--max-batch", "2", *PATIENT) as server:
         assert asyncio.run(leave_early(server.url)) == 30
         assert server.idle()["steps"] <= 32
 
@@ -114,7 +105,8 @@ def test_a_full_queue_refuses_at_once_while_streams_go_on(script: str, endless: 
 
 
 def test_what_breaks_a_pass_fails_its_batch_and_the_next_one_is_served(bundled: Model) -> None:
-    with engine_serving(watched(bundled, Passes(fail_at=3)), max_wait_ms=0) as server:
+    engine = rung.Engine(watched(bundled, Passes(fail_at=3)), rung.Config(max_wait_ms=0))
+    with serving(rung.create_app(engine), engine.stop) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6, stream=True)
         assert len(answer.tokens()) == 2
         assert answer.error() == {"type": "RuntimeError", "message": "the model broke"}

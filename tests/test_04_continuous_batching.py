@@ -19,7 +19,6 @@ from ladder.messages import Abort, Job, Update
 from ladder.runner import Work
 from ladder.sampling import SamplingSettings
 from tests.support import (
-    POOL,
     PROMPTS,
     QUESTION,
     STORY,
@@ -30,8 +29,6 @@ from tests.support import (
     own_rung,
     watched,
 )
-
-pytestmark = POOL
 
 SCRIPT = "04_continuous_batching.py"
 rung = import_rung(SCRIPT)

@@ -343,7 +343,7 @@ def test_users_get_the_arm_that_their_name_says(server: RungServer) -> None:
 
 
 def test_the_report_counts_what_labels_say() -> None:
-    with engine_serving(rung) as (_, server):
+    with own_rung(SCRIPT) as server:
         right: Counter[str] = Counter()
         labelled: Counter[str] = Counter()
         requests: Counter[str] = Counter()
@@ -565,7 +565,7 @@ def test_an_idle_version_is_dropped_and_read_again_once_for_all_who_ask() -> Non
 
 
 def test_idle_versions_are_dropped_by_themselves() -> None:
-    with engine_serving(rung, idle_seconds=1) as (_, server):
+    with own_rung(SCRIPT, "--idle-seconds", "1") as server:
 
         async def states() -> Any:
             return (await asyncio.to_thread(state, server, "v2"))["state"]
@@ -601,16 +601,9 @@ def test_a_server_that_loads_is_alive_but_not_ready() -> None:
 def start(folder: Path) -> str:
     """What a server says that cannot start with these models."""
     done = run_rung(SCRIPT, "--port", "0", "--models", str(folder))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1
+    assert done.stdout == ""
     return one_line(done.stderr)
-
-
-def refusal(folder: Path) -> str:
-    """What an engine says of an index that it cannot read."""
-    with pytest.raises(UserError) as told:
-        rung.Engine(rung.Config(models=str(folder)))
-    assert "\n" not in str(told.value)
-    return str(told.value)
 
 
 def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
@@ -655,11 +648,13 @@ def test_an_index_names_nothing_but_safetensors_beside_it(tmp_path: Path, file: 
 def test_an_index_that_is_none_is_told(tmp_path: Path, damage: str) -> None:
     folder = copy_of_predictors(tmp_path)
     (folder / "index.json").write_text(damage)
-    refusal(folder)
+    with pytest.raises(UserError) as told:
+        rung.Engine(rung.Config(models=str(folder)))
+    assert "\n" not in str(told.value)
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
-    assert "index.json" in refusal(tmp_path / "nothing")
+    assert "index.json" in start(tmp_path / "nothing")
 
 
 def test_a_file_that_is_tampered_with_later_fails_its_requests_only(tmp_path: Path) -> None:

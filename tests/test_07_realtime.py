@@ -244,7 +244,7 @@ def test_pages_of_other_origins_may_not_connect(server: RungServer, path: str) -
 
 
 def test_an_origin_can_be_allowed() -> None:
-    with engine_serving(rung, origins="https://a.example, https://b.example") as (_, server):
+    with own_rung(SCRIPT, "--origins", "https://a.example, https://b.example") as server:
 
         async def converse() -> None:
             for origin in ("https://a.example", "https://b.example"):
@@ -255,7 +255,7 @@ def test_an_origin_can_be_allowed() -> None:
 
 
 def test_more_connections_than_allowed_are_refused() -> None:
-    with engine_serving(rung, max_connections=2) as (_, server):
+    with own_rung(SCRIPT, "--max-connections", "2") as server:
 
         async def converse() -> None:
             async with connected(server, "/ws/predict") as first, connected(server, "/ws/predict"):
@@ -446,7 +446,7 @@ def read_until(connection: socket.socket, wanted: bytes) -> None:
 
 
 def test_an_error_is_for_the_one_who_made_it() -> None:
-    with engine_serving(rung) as (_, server):
+    with own_rung(SCRIPT) as server:
 
         async def converse() -> None:
             async with (
@@ -495,7 +495,7 @@ def test_the_rate_counts_more_requests_than_the_latencies_do() -> None:
 
 
 def test_whether_it_lives_is_not_counted_as_load() -> None:
-    with engine_serving(rung) as (_, server):
+    with own_rung(SCRIPT) as server:
         for _ in range(20):
             server.health()
         now = asyncio.run(figures(server))
@@ -646,7 +646,7 @@ def training(server: Server, epochs: int) -> list[Event]:
 
 
 def test_a_training_learns_and_its_version_is_served() -> None:
-    with engine_serving(rung) as (_, server):
+    with own_rung(SCRIPT) as server:
         *epochs, trained, done = training(server, 8)
         told = [json.loads(event.data) for event in epochs]
         assert {event.name for event in epochs} == {"epoch"}

@@ -17,11 +17,9 @@ from ladder.client import Client
 from ladder.errors import UserError
 from ladder.server import listen
 from tests.support import (
-    SCRIPTS,
     STORY,
     STREAMING_RUNGS,
     RungServer,
-    ends_quietly,
     import_rung,
     one_line,
     own_rung,
@@ -111,12 +109,10 @@ def test_each_rungs_own_numbers_are_checked(script: str, capsys: pytest.CaptureF
         assert flag in one_line(capsys.readouterr().err)
 
 
-def test_help_lists_every_flag_and_its_default(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        read_flags(script, "--help")
-    printed = capsys.readouterr()
-    assert (ended.value.code, printed.err) == (0, "")
-    shown = " ".join(printed.out.split())
+def test_help_lists_every_flag_and_its_default(script: str) -> None:
+    done = run_rung(script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = " ".join(done.stdout.split())
     for field in fields(import_rung(script).Config):
         assert f"--{field.name.replace('_', '-')} " in shown
         assert field.metadata["help"] in shown
@@ -163,33 +159,43 @@ def test_small_writes_are_not_held_back() -> None:
 
 
 LOOK_AROUND = """
-import importlib, os, sys, threading
-
+import importlib, os, threading
+importlib.import_module({module!r})
+sockets = [file for file in os.listdir("/proc/self/fd") if "socket" in read(file)]
+assert threading.enumerate() == [threading.main_thread()], threading.enumerate()
+assert not sockets, sockets
+"""
+READ_LINK = """
 def read(file):
     try:
-        return os.readlink("/proc/self/fd/" + file)
+        return __import__("os").readlink("/proc/self/fd/" + file)
     except OSError:
         return ""
-
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-    sockets = [file for file in os.listdir("/proc/self/fd") if "socket" in read(file)]
-    assert threading.enumerate() == [threading.main_thread()], (module, threading.enumerate())
-    assert not sockets, (module, sockets)
 """
 
 
-def test_importing_a_rung_starts_and_prints_nothing() -> None:
-    done = run_python("-c", LOOK_AROUND, *(script.removesuffix(".py") for script in SCRIPTS))
+def test_importing_a_rung_starts_and_prints_nothing(script: str) -> None:
+    done = run_python("-c", READ_LINK + LOOK_AROUND.format(module=script.removesuffix(".py")))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_port_0_takes_a_free_port_and_ctrl_c_ends_an_idle_server_without_a_word(script: str) -> None:
-    """SIGTERM does the same: so end the servers that the tests share."""
+def test_port_0_takes_a_free_port_and_says_which_when_it_answers(server: RungServer) -> None:
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
+    assert server.address[1] > 0
+    assert server.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_an_idle_server_which_says_nothing_after_its_ready_line(
+    script: str, number: signal.Signals
+) -> None:
     with own_rung(script) as server:
-        assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*", server.url)
-        assert server.health()["status"] == "ok"
-        ends_quietly(server, signal.SIGINT)
+        server.health()
+        process = server.process._process
+        process.send_signal(number)
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+        assert server.process.stop() == 0
         assert server.process.errors() == ""
 
 

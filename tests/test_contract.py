@@ -18,7 +18,6 @@ from ladder.client import Client, Measurement
 from ladder.loading import Model
 from ladder.schema import MAX_BODY_BYTES, GenerateRequest
 from tests.support import (
-    POOL,
     PROMPTS,
     QUESTION,
     RUNGS,
@@ -34,8 +33,6 @@ from tests.support import (
     raw_request,
     read_answer,
 )
-
-pytestmark = POOL
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 WILD: dict[str, Any] = {"temperature": 2.0, "max_tokens": 60}

@@ -25,7 +25,6 @@ from ladder.pages import MOST_CLIENTS
 from ladder.schema import GenerateRequest, Health, TokenEvent
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.support import (
-    POOL,
     QUESTION,
     RUNGS,
     STORY,
@@ -41,8 +40,6 @@ from tests.support import (
     watched,
 )
 from tests.test_sse import CASES, PIECES, by_the_standard, cut
-
-pytestmark = POOL
 
 rung_01 = import_rung("01_flask_blocking.py")
 rung_02 = import_rung("02_async_streaming.py")

@@ -10,9 +10,8 @@ import pytest
 
 from ladder.client import Client, read_events
 from ladder.pages import FOLDER, MOST_CLIENTS
-from tests.support import POOL, QUESTION, STORY, Answer, RungServer, import_rung
+from tests.support import QUESTION, STORY, Answer, RungServer, import_rung
 
-pytestmark = POOL
 SCRIPTS = sorted(f"/page/{file.name}" for file in FOLDER.glob("*.js"))
 
 
