@@ -1,4 +1,4 @@
-"""Rung 05: the engine in a process of its own, overlapped with everything else.
+"""Rung 05: the engine in a process of its own, scheduling while the web server does all the rest.
 
 In rung 04 the engine's thread shares one interpreter with the web server. Torch computes without holding its
 lock, the GIL, but a step asks for it back a thousand times, once for each operation, while the event
@@ -13,8 +13,8 @@ loop needs it for every token of every stream. So the engine moves out:
 - Rung 04's `EngineCore`, unchanged, runs in the engine's process. Typed messages go both ways.
 - With `--loop overlapped` a thread runs the next step while what the last one brought is handed over. On two
   cores that work is too little to pay for the thread, so the default is to do the two in turn.
-- On two cores the second process brings no throughput: 0.98 of rung 04's tokens/s with 16 clients, 0.91 with
-  one (benchmarks/results/engine.json). What it brings: an engine can die, and /health waits less.
+- On two cores the second process brings no throughput (benchmarks/README.md has the figures). What it brings:
+  an engine can die alone, and is replaced.
 - The engine is watched. When it dies or falls silent, open streams get an error event at once, /ready says
   503, /health goes on, and a new engine is started, after a pause that grows if it keeps dying.
 

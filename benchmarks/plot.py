@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 if not __package__:
@@ -154,7 +153,7 @@ def who_waited(results: Results) -> Any:
     handles = [
         Patch(facecolor=PALE, label="waits, sees nothing"),
         Patch(facecolor=GREY, label="its prompt is read"),
-        Line2D([], [], label="a token", **bar),
+        Line2D([], [], label="a token, in the rung's colour", **bar),
         Line2D([], [], label="the whole text at once", markeredgewidth=4, **bar),
     ]
     legend_above(panels[0, 0], 1.17, handles=handles)
@@ -191,10 +190,10 @@ def first_tokens(results: Results) -> Any:
         1, 2, figsize=(9.5, 0.6 * len(order) + 1.3), sharey=True, layout="constrained"
     )
     for row, contender in enumerate(order):
-        runs = runs_of(result, contender)
-        draw_dots(first, row, contender, [1000 * wait for run in runs for wait in run["ttfts"]])
-        if paces := [pace for run in runs for pace in paces_of(run)]:
-            draw_dots(then, row, contender, paces)
+        run = middle_round(result, contender, "median_ttft_ms")
+        draw_dots(first, row, contender, [1000 * wait for wait in run["ttfts"]], run["median_ttft_ms"])
+        if paces := paces_of(run):
+            draw_dots(then, row, contender, paces, run["median_tpot_ms"])
         else:
             then.annotate(
                 "all tokens at once", (0, row), xytext=(6, 0), textcoords="offset points", va="center"
@@ -217,7 +216,7 @@ def first_tokens(results: Results) -> Any:
     return finish(
         figure,
         f"{clients} ask at once: an early first token is only half of an answer",
-        f"a dot a request, the bar is the median · {setup(result)}",
+        f"each dot is a request of one round, the bar their median · {setup(result)}",
     )
 
 
@@ -232,10 +231,9 @@ def paces_of(run: Result) -> list[float]:
     ]
 
 
-def draw_dots(panel: Any, row: int, contender: str, values: Sequence[float]) -> None:
+def draw_dots(panel: Any, row: int, contender: str, values: Sequence[float], middle: float) -> None:
     values = sorted(values)
     shift = [row + 0.5 * (number / max(1, len(values) - 1) - 0.5) for number in range(len(values))]
-    middle = median(values)
     panel.plot([middle, middle], [row - 0.36, row + 0.36], color=INK, linewidth=1.5, zorder=1)
     panel.scatter(values, shift, s=24, color=colour(contender), alpha=0.8, linewidths=0, zorder=2)
     panel.annotate(
@@ -268,7 +266,7 @@ def responsiveness(results: Results) -> Any:
         panel.set(yticks=[], ylim=(-0.08, 1.08), xlim=(0, None))
     panels[-1, 0].set_xlabel("seconds since the burst began")
     handles = [
-        Patch(facecolor=PALE, label="texts are being written"),
+        Patch(facecolor=PALE, label="texts are being written (pale, in the rung's colour)"),
         Line2D([], [], color=INK, marker="|", linestyle="", markersize=11, label="an answer of /health"),
     ]
     legend_above(panels[0, 0], 1.02, handles=handles)
@@ -436,12 +434,13 @@ def latency_and_rate(results: Results) -> Any:
         panel.minorticks_off()
     panels[0].set_ylabel("TTFT, 99th percentile (s)")
     panels[1].set_ylabel("TPOT, 99th percentile (ms)")
-    panels[1].set_xlabel("people who come, a second, at random")
+    panels[1].set_xlabel("requests that arrive per second, at random")
     legend_above(panels[0])
     return finish(
         figure,
-        f"The knee, in people a second: {told(knees, rates_of(result)[0])}",
-        f"ringed: the knee, the highest rate at which 9 of 10 are content with both · {setup(result)}",
+        f"The knee, in requests per second: {told(knees, rates_of(result)[0])}",
+        "ringed: the knee, the highest rate at which 9 of 10 meet both; "
+        f"the rungs' points of one rate are moved apart · {setup(result)}",
     )
 
 
@@ -473,7 +472,7 @@ def draw_rates(
 def draw_objective(panel: Any, bound: float, unit: str) -> None:
     panel.axhline(bound, color=INK, linestyle=":", linewidth=1.5)
     panel.annotate(
-        f"content:\nup to {bound:g} {unit}",
+        f"objective:\nup to {bound:g} {unit}",
         (1.01, bound),
         xycoords=("axes fraction", "data"),
         va="center",
@@ -538,13 +537,13 @@ def goodput(results: Results) -> Any:
         )
         panel.tick_params(axis="x", length=0)
         panel.grid(axis="x", visible=False)
-    panels[0, 0].set_ylabel("people served, a second")
-    panels[0, len(order) // 2].set_xlabel("people who come, a second, at random")
+    panels[0, 0].set_ylabel("requests answered per second")
+    panels[0, len(order) // 2].set_xlabel("requests that arrive per second, at random")
     ttft, tpot = (result["objective_ms"][name] for name in ("ttft", "tpot"))
     return finish(
         figure,
-        "Full is served well, pale too late: past the knee a server works in vain",
-        f"well: the first token within {ttft:g} ms, then {tpot:g} ms a token; "
+        "Goodput: solid is answered in time, pale is too late and work in vain",
+        f"in time: the first token within {ttft:g} ms, then {tpot:g} ms a token; "
         f"no bar: not tried, a lower rate was too much · {setup(result)}",
     )
 
