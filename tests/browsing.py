@@ -21,7 +21,7 @@ Open = Callable[..., Page]
 Ready = Callable[[Page], None]
 
 # That a server refuses a request, or is gone, is for the browser to note, and not a fault of the page.
-NOTED = re.compile(r"net::ERR_|the server responded with a status of 4(04|09|22)")
+NOTED = re.compile(r"net::ERR_|the server responded with a status of (404|409|422|503)")
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, WebSocket, expect
 
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.predicting import engine_serving, watch
-from tests.support import import_rung
+from tests.support import import_rung, own_rung
 
 rung_06 = import_rung("06_model_versions.py")
 rung_07 = import_rung("07_realtime.py")
@@ -129,6 +131,29 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         expect(report.locator("td").nth(0)).to_have_text("1")
         expect(report.locator("td").nth(1)).to_have_text("1")
         assert engine.books.arms[arm].labelled == 1
+
+
+def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None:
+    with own_rung("06_model_versions.py") as server:
+        port = str(urlsplit(server.url).port)
+        page = open_page(server)
+        page.get_by_role("button", name="A handwritten 3").click()
+        take_part = page.get_by_role("button", name="Predict the drawing")
+        take_part.click()
+        expect(page.locator("#labels")).to_be_visible()
+        server.process.stop(signal.SIGKILL)
+        expect(page.locator("#lost")).to_be_visible()
+        page.get_by_role("button", name="It is a 3").click()
+        expect(page.locator("#arm")).to_have_text("the connection to the server is lost")
+        expect(page.locator("#labels")).to_be_visible()
+    with own_rung("06_model_versions.py", "--port", port):
+        expect(page.locator("#lost")).to_be_hidden()
+        page.get_by_role("button", name="It is a 3").click()
+        expect(page.locator("#arm")).to_have_text("no prediction of that id waits for its label")
+        expect(page.locator("#labels")).to_be_hidden()
+        take_part.click()
+        expect(page.locator("#labels")).to_be_visible()
+        page.context.close()
 
 
 def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:

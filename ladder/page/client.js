@@ -182,6 +182,14 @@ async function readStream(body, onTokens) {
 }
 
 /**
+ * What went wrong, for a reader. A fetch that finds nobody says so in words that differ from browser to browser.
+ * @param {unknown} error
+ */
+export function inWords(error) {
+  return error instanceof TypeError ? "the connection to the server is lost" : /** @type {Error} */ (error).message;
+}
+
+/**
  * The server's reason, in any of the shapes that its errors have.
  * @param {any} answer
  * @returns {string}

@@ -1,7 +1,7 @@
 /** One client: its request, what has come back so far, and how that looks. */
 
 import { Sheet } from "./canvas.js";
-import { readAnswer } from "./client.js";
+import { inWords, readAnswer } from "./client.js";
 import { copyTemplate, setText } from "./dom.js";
 import { count, duration } from "./format.js";
 import { drawCourse } from "./timeline.js";
@@ -96,8 +96,7 @@ export class Lane {
 
   /** @param {Error} error */
   fail(error) {
-    // A fetch that finds nobody says so in words that differ from browser to browser.
-    this.problem = error instanceof TypeError ? "the connection to the server is lost" : error.message;
+    this.problem = inWords(error);
     this.end("failed");
   }
 

@@ -1,6 +1,6 @@
 /** Rung 08's page: the player, uploads, downloads, the log. */
 
-import { ask } from "./client.js";
+import { ask, inWords } from "./client.js";
 import { copyTemplate, element, make, setText } from "./dom.js";
 import { bytes } from "./format.js";
 import { followLog } from "./log.js";
@@ -62,7 +62,7 @@ partsButton.addEventListener("click", async () => {
   try {
     setText(element("parts-status"), await fetchInParts(choice.value, 8, map));
   } catch (error) {
-    setText(element("parts-status"), `Failed: ${error}`);
+    setText(element("parts-status"), `Failed: ${inWords(error)}`);
   }
   partsButton.disabled = false;
 });

@@ -1,6 +1,6 @@
 /** Rung 06's page: one drawing, every version's reading of it, and the versions themselves. */
 
-import { ask } from "./client.js";
+import { ask, inWords, Refusal } from "./client.js";
 import { beginPad, Cards, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration } from "./format.js";
@@ -23,7 +23,7 @@ async function predict(features) {
         const answer = await ask("POST", `/predict?version=${version}`, { features });
         if (mine === latest) card.show(answer, performance.now() - started);
       } catch (error) {
-        if (mine === latest) card.say(String(/** @type {Error} */ (error).message));
+        if (mine === latest) card.say(inWords(error));
       }
     }),
   );
@@ -100,7 +100,7 @@ function action(text, label, work) {
       await work();
       setText(element("status"), `${label}: done.`);
     } catch (error) {
-      setText(element("status"), `${label}: ${/** @type {Error} */ (error).message}`);
+      setText(element("status"), `${label}: ${inWords(error)}`);
     }
     await showModels();
     if (drawn) await predict(drawn);
@@ -111,27 +111,49 @@ function action(text, label, work) {
 element("experiment").addEventListener("submit", async (event) => {
   event.preventDefault();
   const user = /** @type {HTMLInputElement} */ (element("user")).value;
-  const answer = await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features: drawn });
+  element("labels").hidden = true;
+  try {
+    showAnswer(user, await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features: drawn }));
+  } catch (error) {
+    setText(element("arm"), inWords(error));
+  }
+  await showReport();
+});
+
+/** @param {string} user @param {any} answer */
+function showAnswer(user, answer) {
   prediction = answer.prediction_id;
   const rest = prediction ? "as it always will: " : "because the version of this user is unloaded; this does not count: ";
   setText(element("arm"), `${answer.model_version} answers ${user}, ${rest}${answer.prediction}.${prediction ? " Which digit is it?" : ""}`);
   element("labels").hidden = !prediction;
+}
+
+/** @param {number} digit */
+async function label(digit) {
+  element("labels").hidden = true; // a prediction takes one label
+  try {
+    await ask("POST", "/feedback", { prediction_id: prediction, label: digit });
+    setText(element("arm"), "Thank you. The report has it.");
+  } catch (error) {
+    setText(element("arm"), inWords(error));
+    element("labels").hidden = error instanceof Refusal; // else it has not arrived, and can be sent again
+  }
   await showReport();
-});
+}
 
 for (let digit = 0; digit < 10; digit++) {
   const button = make("button", { type: "button", ariaLabel: `It is a ${digit}` }, String(digit));
-  button.addEventListener("click", async () => {
-    await ask("POST", "/feedback", { prediction_id: prediction, label: digit });
-    element("labels").hidden = true;
-    setText(element("arm"), "Thank you. The report has it.");
-    await showReport();
-  });
+  button.addEventListener("click", () => label(digit));
   element("labels").append(button);
 }
 
 async function showReport() {
-  const report = await ask("GET", "/ab-test");
+  let report;
+  try {
+    report = await ask("GET", "/ab-test");
+  } catch {
+    return; // the pulse says what is wrong
+  }
   const rows = Object.entries(report.arms).map(([version, /** @type {any} */ arm]) => {
     const cells = [count(arm.requests), count(arm.labelled), arm.accuracy === null ? "–" : `${(100 * arm.accuracy).toFixed(1)} %`, arm.latency_median_ms === null ? "–" : duration(arm.latency_median_ms)];
     return make("tr", {}, make("th", { scope: "row" }, version), ...cells.map((text) => make("td", {}, text)));

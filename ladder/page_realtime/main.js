@@ -1,7 +1,7 @@
 /** Rung 07's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
 
 import { colour, Sheet } from "./canvas.js";
-import { ask, reasonIn, Refusal, send } from "./client.js";
+import { ask, inWords, reasonIn, Refusal, send } from "./client.js";
 import { beginPad, Cards, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration, median, several } from "./format.js";
@@ -125,7 +125,7 @@ element("training").addEventListener("submit", async (event) => {
     for await (const events of readEvents(response.body)) for (const one of events) takeTraining(one);
   } catch (error) {
     const left = /** @type {Error} */ (error).name === "AbortError";
-    setText(element("progress"), left ? `stopped after ${several(epochs.length, "epoch")}` : String(/** @type {Error} */ (error).message));
+    setText(element("progress"), left ? `stopped after ${several(epochs.length, "epoch")}` : inWords(error));
   }
   training = null;
   showButtons();
@@ -253,7 +253,7 @@ element("measure").addEventListener("click", async () => {
       cells[1].textContent = duration(times.reduce((sum, one) => sum + one, 0));
     }
   } catch (error) {
-    setText(element("status"), String(/** @type {Error} */ (error).message));
+    setText(element("status"), inWords(error));
   }
   button.disabled = false;
 });
