@@ -93,6 +93,7 @@ def static_files(rung: Rung, *folders: str) -> dict[str, StaticFile]:
 
     Where two folders have a file of the same name, the later one's is taken.
     """
+    about = asdict(rung) | {"page": [FOLDER.name, *folders][-1]}
     files = {
         f"/page/{file.name}": StaticFile(file.read_bytes(), MEDIA_TYPES[file.suffix])
         for folder in (FOLDER.name, *folders)
@@ -101,7 +102,7 @@ def static_files(rung: Rung, *folders: str) -> dict[str, StaticFile]:
     }
     return files | {
         "/": files["/page/index.html"],
-        "/rung": StaticFile(json.dumps(asdict(rung)).encode(), "application/json"),
+        "/rung": StaticFile(json.dumps(about).encode(), "application/json"),
         "/source": StaticFile((ROOT / rung.source).read_bytes(), "text/plain"),
     }
 

@@ -156,6 +156,19 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
         page.context.close()
 
 
+def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(open_page: Open) -> None:
+    with own_rung("06_model_versions.py") as server:
+        port = str(urlsplit(server.url).port)
+        page = open_page(server)
+        server.process.stop(signal.SIGKILL)
+        expect(page.locator("#lost")).to_be_visible()
+    with own_rung("02_async_streaming.py", "--port", port):
+        expect(page.locator("h1")).to_contain_text("Rung 02")
+        expect(page.locator("#start")).to_be_enabled()
+        expect(page.locator("[data-figure=steps]")).to_have_text("0")
+        page.context.close()
+
+
 def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:
     """Over one WebSocket, and before the pen is lifted."""
     with engine_serving(rung_07) as (_, server):

@@ -65,6 +65,7 @@ def test_a_rung_is_described_by_its_own_source(server: RungServer) -> None:
     assert f"Rung {about['number']}: {about['idea']}" == doc
     assert about["source"] == server.script
     assert about["streams"] == server.streams
+    assert about["page"] == "page"
     assert server.request("GET", "/source").body.decode().startswith(f'"""{doc}')
 
 

@@ -3,7 +3,7 @@
 import { readEvents } from "./sse.js";
 
 /**
- * @typedef {{number: string, name: string, idea: string, source: string, streams: boolean}} Rung
+ * @typedef {{number: string, name: string, idea: string, source: string, streams: boolean, page: string}} Rung
  * @typedef {{prompt: string, max_tokens: number, temperature: number, seed: number | null,
  *   stream: boolean}} GenerateRequest
  * @typedef {{rung: string, model: string, running: number, waiting: number, steps: number, tokens: number,

@@ -44,13 +44,15 @@ export class Heartbeat {
   }
 
   async ask() {
+    let health;
     try {
-      const health = await askHealth(AbortSignal.timeout(PATIENCE));
-      this.settle(false);
-      this.onHealth(health, performance.now());
+      health = await askHealth(AbortSignal.timeout(PATIENCE));
     } catch {
       this.settle(true);
+      return;
     }
+    this.settle(false);
+    this.onHealth(health, performance.now());
   }
 
   /** @param {boolean} lost */

@@ -23,7 +23,9 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
  * @param {() => number} [page.keepFrom] since when the pulse is still needed, however long ago that is
  */
 export function begin({ onRung = () => {}, onHealth = () => {}, onLost = () => {}, keepFrom = () => Infinity }) {
-  const heartbeat = new Heartbeat(onHealth);
+  const heartbeat = new Heartbeat((health, at) => {
+    if (health.rung === document.documentElement.dataset.rung) onHealth(health, at); // another one has other figures
+  });
   const strip = new Strip(element("heartbeat"), heartbeat);
   heartbeat.onLost = () => {
     setText(element("lost"), `The server has given no answer since ${new Date().toLocaleTimeString()}. Still asking.`);
@@ -48,8 +50,14 @@ async function introduce(onRung) {
   } catch {
     return; // the pulse says what is wrong, and comes back here when it is over
   }
+  const root = document.documentElement;
+  root.dataset.page ??= rung.page;
+  if (root.dataset.page !== rung.page) {
+    location.reload(); // this page is not that rung's
+    return;
+  }
   document.title = `Rung ${rung.number}: ${rung.name}`;
-  document.documentElement.dataset.rung = rung.number;
+  root.dataset.rung = rung.number;
   for (const part of /** @type {const} */ (["number", "name", "idea", "source"])) setText(element(part), rung[part]);
   onRung(rung);
 }
