@@ -278,6 +278,7 @@ def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> 
         server.process.stop()
         expect(page.locator("#lost")).to_have_text(re.compile(r"no answer since .+ Still asking"))
         expect(page.locator("#heartbeat")).to_have_attribute("data-state", "lost")
+        expect(page.locator("[data-figure=steps]")).to_have_text("–")
         ask(page, 2, QUESTION)
         expect(lanes(page, "failed")).to_have_count(2)
         expect(page.locator(".problem").first).to_have_text("the connection to the server is lost")

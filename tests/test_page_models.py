@@ -156,6 +156,45 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
         page.context.close()
 
 
+@pytest.mark.parametrize(
+    ("script", "figure"), [("06_model_versions.py", "#calls"), ("07_realtime.py", "#cpu")], ids=["06", "07"]
+)
+def test_nothing_that_a_dead_server_said_is_left_and_the_next_one_reads_the_drawing(
+    open_page: Open, script: str, figure: str
+) -> None:
+    with own_rung(script) as server:
+        port = str(urlsplit(server.url).port)
+        page = open_page(server)
+        page.get_by_role("button", name="A handwritten 4").click()
+        expect(reading(page, "v2")).to_have_text("4")
+        server.process.stop(signal.SIGKILL)
+        expect(page.locator("#lost")).to_be_visible()
+        expect(page.locator(".tiles dd").first).to_have_text("–")
+        expect(page.locator(figure)).to_have_text("–")
+        page.get_by_role("button", name="A handwritten 3").click()
+        expect(reading(page, "v2")).to_have_text("–")
+        note = page.locator(".card[data-version=v2] .note")
+        expect(note).to_have_text("the connection to the server is lost")
+    with own_rung(script, "--port", port):
+        expect(reading(page, "v2")).to_have_text("3")
+        expect(page.locator(figure)).not_to_have_text("–")
+        page.context.close()
+
+
+def test_a_row_stays_the_same_for_as_long_as_nothing_changes(open_page: Open) -> None:
+    """Else a click is lost that the page's next look at the models comes in between."""
+    with engine_serving(rung_06) as (_, server):
+        page = open_page(server)
+        unload = page.get_by_role("button", name="Unload digits v2")
+        unload.hover()
+        page.mouse.down()
+        for _ in range(2):
+            with page.expect_response("**/models"):
+                pass
+        page.mouse.up()
+        expect(page.locator("tr[data-version='digits v2']")).to_contain_text("unloaded")
+
+
 def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(open_page: Open) -> None:
     with own_rung("06_model_versions.py") as server:
         port = str(urlsplit(server.url).port)

@@ -30,6 +30,7 @@ export class EngineFigures {
   /** What a server that is gone said last is not true any more. */
   clear() {
     for (const figure of this.panel.querySelectorAll("[data-figure]")) figure.textContent = "–";
+    for (const box of this.panel.querySelectorAll(".slots i")) box.className = "";
     this.samples = [];
   }
 

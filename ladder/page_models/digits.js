@@ -12,6 +12,11 @@ export function showLoaded(health) {
   setText(element("model"), `${several(health.model.split(", ").length, "version")} in memory`);
 }
 
+/** What a server that is gone said last is not true any more. */
+export function clearFigures() {
+  for (const figure of document.querySelectorAll(".tiles dd")) figure.textContent = "–";
+}
+
 /** The pad with its buttons. @param {(features: number[]) => void} onChange @param {() => void} onClear */
 export function beginPad(onChange, onClear) {
   const pad = new Pad(element("pad"), element("seen"), onChange);
@@ -73,8 +78,8 @@ export class Cards extends Map {
     this.delete(version);
   }
 
-  /** The drawing is gone. */
-  empty() {
-    for (const card of this.values()) card.say(NOTHING);
+  /** The drawing, or the server, is gone. */
+  empty(text = NOTHING) {
+    for (const card of this.values()) card.say(text);
   }
 }

@@ -1,7 +1,7 @@
 /** Rung 06's page: one drawing, every version's reading of it, and the versions themselves. */
 
 import { ask, inWords, Refusal } from "./client.js";
-import { beginPad, Cards, showLoaded } from "./digits.js";
+import { beginPad, Cards, clearFigures, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration } from "./format.js";
 import { begin } from "./shell.js";
@@ -10,11 +10,12 @@ const cards = new Cards();
 /** @type {number[] | null} */ let drawn = null;
 /** @type {string | null} */ let prediction = null;
 let latest = 0;
+let unread = false; // a version gave no answer about the drawing
 
 /** @param {number[]} features */
 async function predict(features) {
-  drawn = features;
   const mine = ++latest;
+  unread = false;
   /** @type {HTMLButtonElement} */ (element("take-part")).disabled = false;
   await Promise.all(
     [...cards].map(async ([version, card]) => {
@@ -23,7 +24,9 @@ async function predict(features) {
         const answer = await ask("POST", `/predict?version=${version}`, { features });
         if (mine === latest) card.show(answer, performance.now() - started);
       } catch (error) {
-        if (mine === latest) card.say(inWords(error));
+        if (mine !== latest) return;
+        unread = true;
+        card.say(inWords(error));
       }
     }),
   );
@@ -35,7 +38,7 @@ let busy = false;
 
 /** @param {number[]} features */
 async function draw(features) {
-  next = [...features];
+  drawn = next = [...features];
   if (busy) return;
   busy = true;
   while (next) {
@@ -46,13 +49,34 @@ async function draw(features) {
   busy = false;
 }
 
+let shown = ""; // the models as the server described them
+let readable = ""; // the versions that can read a drawing
+
 async function showModels() {
   let models;
   try {
     models = await ask("GET", "/models");
   } catch {
+    shown = readable = "";
     return; // the pulse says what is wrong
   }
+  const description = JSON.stringify(models);
+  if (description === shown) return;
+  shown = description;
+  showVersions(models);
+  readAgain(models);
+}
+
+/** A drawing is read again when a version has come or gone, or could not read it. @param {any} models */
+function readAgain(models) {
+  const versions = Object.entries(models.digits.versions);
+  const now = versions.filter(([, /** @type {any} */ info]) => info.state !== "unloaded").map(([version]) => version).join();
+  if ((unread || now !== readable) && drawn) predict(drawn); // that one is idle is no reason: it would be loaded
+  readable = now;
+}
+
+/** Only when something has changed: a row that is replaced takes a click along that has just begun. @param {any} models */
+function showVersions(models) {
   const rows = [];
   for (const [name, model] of Object.entries(models)) {
     for (const [version, info] of Object.entries(/** @type {any} */ (model).versions)) {
@@ -103,7 +127,6 @@ function action(text, label, work) {
       setText(element("status"), `${label}: ${inWords(error)}`);
     }
     await showModels();
-    if (drawn) await predict(drawn);
   });
   return button;
 }
@@ -174,16 +197,18 @@ function showFigures(health) {
 }
 
 beginPad(draw, () => {
-  drawn = null;
+  drawn = next = null;
   latest += 1;
   cards.empty();
   /** @type {HTMLButtonElement} */ (element("take-part")).disabled = true;
 });
 begin({
   onRung: () => {
+    shown = readable = ""; // perhaps of another server
     showModels();
     showReport();
   },
   onHealth: showFigures,
+  onLost: clearFigures,
 });
 setInterval(showModels, 2000);

@@ -2,7 +2,7 @@
 
 import { colour, Sheet } from "./canvas.js";
 import { ask, inWords, reasonIn, Refusal, send } from "./client.js";
-import { beginPad, Cards, showLoaded } from "./digits.js";
+import { beginPad, Cards, clearFigures, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration, median, several } from "./format.js";
 import { SAMPLES } from "./samples.js";
@@ -35,6 +35,8 @@ const asking = new Socket("/ws/predict", (answer) => {
 }, () => {
   asked.clear();
   read();
+}, () => {
+  if (drawn) cards.empty("the connection to the server is lost");
 });
 
 function read() {
@@ -266,4 +268,4 @@ beginPad((features) => {
   cards.empty();
 });
 showMeasured();
-begin({ onRung: showVersions, onHealth: showLoaded });
+begin({ onRung: showVersions, onHealth: showLoaded, onLost: clearFigures });

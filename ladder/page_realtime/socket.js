@@ -13,11 +13,13 @@ export class Socket {
    * @param {string} path
    * @param {(message: any) => void} onMessage
    * @param {() => void} [onOpen]
+   * @param {() => void} [onClose]
    */
-  constructor(path, onMessage, onOpen) {
+  constructor(path, onMessage, onOpen, onClose) {
     this.url = address(path);
     this.onMessage = onMessage;
     this.onOpen = onOpen;
+    this.onClose = onClose;
     this.pause = FIRST_PAUSE;
     this.connect();
   }
@@ -30,6 +32,7 @@ export class Socket {
     };
     this.socket.onmessage = (event) => this.onMessage(JSON.parse(event.data));
     this.socket.onclose = () => {
+      this.onClose?.();
       setTimeout(() => this.connect(), this.pause);
       this.pause = Math.min(2 * this.pause, LONGEST_PAUSE);
     };
