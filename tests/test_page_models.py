@@ -133,6 +133,18 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         assert engine.books.arms[arm].labelled == 1
 
 
+def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> None:
+    with engine_serving(rung_06) as (_, server):
+        page = open_page(server)
+        for gone in ("A handwritten 4", "Clear"):
+            page.get_by_role("button", name="A handwritten 3").click()
+            page.get_by_role("button", name="Predict the drawing").click()
+            expect(page.locator("#labels")).to_be_visible()
+            page.get_by_role("button", name=gone).click()
+            expect(page.locator("#labels")).to_be_hidden()
+            expect(page.locator("#arm")).to_have_text("")
+
+
 def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None:
     with own_rung("06_model_versions.py") as server:
         port = str(urlsplit(server.url).port)

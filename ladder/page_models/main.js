@@ -38,6 +38,7 @@ let busy = false;
 
 /** @param {number[]} features */
 async function draw(features) {
+  forgetAnswer();
   drawn = next = [...features];
   if (busy) return;
   busy = true;
@@ -134,9 +135,11 @@ function action(text, label, work) {
 element("experiment").addEventListener("submit", async (event) => {
   event.preventDefault();
   const user = /** @type {HTMLInputElement} */ (element("user")).value;
-  element("labels").hidden = true;
+  const features = drawn;
+  forgetAnswer();
   try {
-    showAnswer(user, await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features: drawn }));
+    const answer = await ask("POST", `/predict/ab-test?user_id=${encodeURIComponent(user)}`, { features });
+    if (features === drawn) showAnswer(user, answer);
   } catch (error) {
     setText(element("arm"), inWords(error));
   }
@@ -149,6 +152,13 @@ function showAnswer(user, answer) {
   const rest = prediction ? "as it always will: " : "because the version of this user is unloaded; this does not count: ";
   setText(element("arm"), `${answer.model_version} answers ${user}, ${rest}${answer.prediction}.${prediction ? " Which digit is it?" : ""}`);
   element("labels").hidden = !prediction;
+}
+
+/** The experiment's answer was about another drawing. */
+function forgetAnswer() {
+  prediction = null;
+  setText(element("arm"), "");
+  element("labels").hidden = true;
 }
 
 /** @param {number} digit */
@@ -199,6 +209,7 @@ function showFigures(health) {
 beginPad(draw, () => {
   drawn = next = null;
   latest += 1;
+  forgetAnswer();
   cards.empty();
   /** @type {HTMLButtonElement} */ (element("take-part")).disabled = true;
 });
