@@ -319,3 +319,29 @@ def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
             expect(cells.nth(2)).to_have_text(re.compile(r"\d+ \+ \d+"))
             expect(cells.nth(3)).to_have_text(re.compile(r"\d.* ms"))
         expect(page.locator("#measured")).to_contain_text("python 07_realtime.py --demo on ")
+
+
+def test_a_training_whose_stream_ends_early_is_not_left_as_if_it_went_on(open_page: Open) -> None:
+    epoch = {"epoch": 1, "epochs": 40, "loss": 1.0, "accuracy": 0.5}
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        page.route(
+            "**/train/stream*",
+            lambda route: route.fulfill(
+                content_type="text/event-stream", body=f"event: epoch\ndata: {json.dumps(epoch)}\n\n"
+            ),
+        )
+        page.get_by_role("button", name="Train").click()
+        expect(page.locator("#progress")).to_have_text("the stream broke off")
+        expect(page.get_by_role("button", name="Train")).to_be_enabled()
+
+
+def test_a_measurement_ends_when_its_websocket_does(open_page: Open) -> None:
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        page.route_web_socket("**/ws/predict", lambda socket: socket.on_message(lambda _: socket.close()))
+        page.reload()
+        measure = page.get_by_role("button", name="Measure here")
+        measure.click()
+        expect(page.locator("#status")).to_have_text("the WebSocket was closed")
+        expect(measure).to_be_enabled()

@@ -124,7 +124,14 @@ element("training").addEventListener("submit", async (event) => {
   try {
     const response = await send("POST", `/train/stream?epochs=${wanted}`, undefined, training.signal);
     if (!response.ok || !response.body) throw new Refusal(reasonIn(await response.json()));
-    for await (const events of readEvents(response.body)) for (const one of events) takeTraining(one);
+    let trained = false;
+    for await (const events of readEvents(response.body)) {
+      for (const one of events) {
+        takeTraining(one);
+        trained ||= one.name === "trained";
+      }
+    }
+    if (!trained) throw new Refusal("the stream broke off");
   } catch (error) {
     const left = /** @type {Error} */ (error).name === "AbortError";
     setText(element("progress"), left ? `stopped after ${several(epochs.length, "epoch")}` : inWords(error));
@@ -174,7 +181,13 @@ for (const name of ["loaded", "unloaded", "idle", "default", "gap"]) {
 const TIMES = 200;
 
 async function showMeasured() {
-  const { figures, machine, command } = await (await fetch("/page/measured.json")).json();
+  let measured;
+  try {
+    measured = await ask("GET", "/page/measured.json");
+  } catch {
+    return; // the pulse says what is wrong, and comes back here when it is over
+  }
+  const { figures, machine, command } = measured;
   for (const [way, name] of Object.entries({ http: "plain HTTP", socket: "WebSocket", events: "SSE" })) {
     const cells = element("transports").querySelectorAll(`[data-way=${way}] td`);
     cells[2].textContent = `${count(figures[name].down_bytes)} + ${count(figures[name].up_bytes)}`;
@@ -221,32 +234,39 @@ function bySocket() {
       socket.send(JSON.stringify({ features, version: "v2" }));
     };
     socket.onopen = next;
-    socket.onmessage = () => {
+    socket.onmessage = (event) => {
       times.push(performance.now() - started);
-      next();
+      const answer = JSON.parse(event.data);
+      if (!answer.error) return next();
+      socket.close();
+      reject(new Refusal(reasonIn(answer)));
     };
-    socket.onerror = () => reject(new Error("the WebSocket failed"));
+    socket.onclose = () => reject(new Refusal("the WebSocket was closed"));
   });
 }
 
-/** @returns {Promise<number[]>} */
+/** Those that arrive together share the time that they took. @returns {Promise<number[]>} */
 async function byEvents() {
   const times = [];
   let last = performance.now();
   const response = await send("POST", "/predict/stream?version=v2", { instances: rows() });
-  for await (const events of readEvents(/** @type {ReadableStream<Uint8Array>} */ (response.body))) {
-    for (const event of events) {
-      if (event.data === "[DONE]") continue;
-      times.push(performance.now() - last);
-      last = performance.now();
-    }
+  if (!response.ok || !response.body) throw new Refusal(reasonIn(await response.json()));
+  for await (const events of readEvents(response.body)) {
+    const failed = events.find((event) => event.name === "error");
+    if (failed) throw new Refusal(reasonIn(JSON.parse(failed.data)));
+    const answers = events.filter((event) => event.data !== "[DONE]");
+    const now = performance.now();
+    times.push(...answers.map(() => (now - last) / answers.length));
+    last = now;
   }
+  if (times.length < TIMES) throw new Refusal("the stream broke off");
   return times;
 }
 
 element("measure").addEventListener("click", async () => {
   const button = /** @type {HTMLButtonElement} */ (element("measure"));
   button.disabled = true;
+  setText(element("status"), "");
   try {
     for (const [way, talk] of Object.entries({ http: byHttp, socket: bySocket, events: byEvents })) {
       const times = await talk();
@@ -267,5 +287,11 @@ beginPad((features) => {
   drawn = null;
   cards.empty();
 });
-showMeasured();
-begin({ onRung: showVersions, onHealth: showLoaded, onLost: clearFigures });
+begin({
+  onRung: () => {
+    showVersions();
+    showMeasured();
+  },
+  onHealth: showLoaded,
+  onLost: clearFigures,
+});
