@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from ladder import ROOT
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
@@ -74,6 +74,35 @@ def test_parts_make_the_whole(page: Page) -> None:
     expect(page.locator("#lines .part").first).to_contain_text("206 bytes")
 
 
+def test_parts_of_a_file_that_is_no_longer_chosen_are_not_shown(page: Page, uploads: Path) -> None:
+    page.locator("#chooser").set_input_files(
+        {"name": "other.webm", "mimeType": "video/webm", "buffer": CLIP.read_bytes()}
+    )
+    other = page.locator("#choice option", has_text="other.webm")
+    expect(other).to_have_count(1)
+    held: list[Route] = []
+    page.route("**/stream-video/*", lambda route: held.append(route))
+    fetch_it = page.get_by_role("button", name="Fetch it in 8 parts")
+    with page.expect_request("**/stream-video/*"):
+        fetch_it.click()
+    expect(fetch_it).to_be_disabled()
+    page.locator("#choice").select_option(label=other.inner_text())
+    expect(fetch_it).to_be_enabled()
+    for route in held:
+        route.continue_()
+    fetch_it.click()
+    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
+    (uploads / "other.webm").unlink()
+
+
+def test_a_table_of_so_many_rows_cannot_be_had(page: Page) -> None:
+    rows, link = page.get_by_label("Rows"), page.locator("#export-link")
+    rows.fill("10000001")
+    expect(link).not_to_have_attribute("href", re.compile(""))
+    rows.fill("12")
+    expect(link).to_have_attribute("href", "/export.csv?rows=12")
+
+
 def test_a_file_goes_up_and_can_be_had_again(page: Page, uploads: Path) -> None:
     content = random.Random(3).randbytes(3_000_000)
     page.locator("#chooser").set_input_files(
@@ -118,8 +147,11 @@ def test_an_upload_goes_on_after_a_pause(page: Page, uploads: Path) -> None:
     expect(bar).not_to_have_attribute("aria-valuenow", re.compile(r"^[0-5]$"))
     row.get_by_role("button", name="Break the connection").click()
     expect(row).to_contain_text("the connection broke")
+    row.get_by_role("button", name="Pause").click()
+    expect(row.locator(".state")).to_have_text("paused")
     speed(-1)
-    expect(row).to_contain_text("after 1 broken connection; the same SHA-256 here and there")
+    row.get_by_role("button", name="Go on").click()
+    expect(row).to_contain_text(re.compile(r"after \d broken connections?; the same SHA-256 here and there"))
     expect(bar).to_have_attribute("aria-valuenow", "100")
     assert (uploads / "large.bin").read_bytes() == content
     assert [file.name for file in uploads.glob(".*.part")] == []

@@ -48,7 +48,10 @@ async function list() {
   if (choice.value !== chosen) play();
 }
 
+let fetching = new AbortController(); // the parts of the file that is chosen
+
 function play() {
+  fetching.abort();
   /** @type {HTMLVideoElement} */ (element("video")).src = choice.value;
   map.clear();
   setText(element("parts-status"), "");
@@ -59,11 +62,11 @@ choice.addEventListener("change", play);
 partsButton.addEventListener("click", async () => {
   partsButton.disabled = true;
   map.clear();
-  try {
-    setText(element("parts-status"), await fetchInParts(choice.value, 8, map));
-  } catch (error) {
-    setText(element("parts-status"), `Failed: ${inWords(error)}`);
-  }
+  fetching = new AbortController();
+  const { signal } = fetching;
+  const outcome = await fetchInParts(choice.value, 8, map, signal).catch((error) => `Failed: ${inWords(error)}`);
+  if (signal.aborted) return; // another file has been chosen
+  setText(element("parts-status"), outcome);
   partsButton.disabled = false;
 });
 
@@ -92,6 +95,7 @@ for (const kind of /** @type {const} */ (["dragover", "dragleave", "drop"])) {
 
 rows.addEventListener("input", () => {
   if (rows.checkValidity()) exportLink.href = `/export.csv?rows=${rows.value}`;
+  else exportLink.removeAttribute("href");
 });
 element("export").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -37,9 +37,10 @@ export class PartsMap {
  * @param {string} url
  * @param {number} count
  * @param {PartsMap} map
+ * @param {AbortSignal} signal
  */
-export async function fetchInParts(url, count, map) {
-  const head = await fetch(url, { method: "HEAD", cache: "no-store" });
+export async function fetchInParts(url, count, map, signal) {
+  const head = await fetch(url, { method: "HEAD", cache: "no-store", signal });
   const size = Number(head.headers.get("content-length"));
   const tag = head.headers.get("etag") ?? "";
   const borders = Array.from({ length: count + 1 }, (_, number) => Math.floor((number * size) / count));
@@ -48,16 +49,17 @@ export async function fetchInParts(url, count, map) {
       const from = borders[number];
       if (from === to) return new ArrayBuffer(0);
       const headers = { range: `bytes=${from}-${to - 1}`, "if-range": tag };
-      const response = await fetch(url, { headers, cache: "no-store" });
+      const response = await fetch(url, { headers, cache: "no-store", signal });
       if (response.status !== 206) throw new Error(`a part was answered with ${response.status}`);
       const part = await response.arrayBuffer();
+      signal.throwIfAborted();
       map.add(from / size, to / size);
       return part;
     }),
   );
   const together = await new Blob(parts).arrayBuffer();
   if (!CAN_HASH) return `${count} parts, ${bytes(together.byteLength)} together.`;
-  const whole = await (await fetch(url, { cache: "no-store" })).arrayBuffer();
+  const whole = await (await fetch(url, { cache: "no-store", signal })).arrayBuffer();
   const hashes = await Promise.all([sha256(together), sha256(whole)]);
   const same = hashes[0] === hashes[1] ? "The same SHA-256 as the whole file" : "NOT the whole file";
   return `${count} parts, ${bytes(together.byteLength)} together. ${same}: ${hashes[0].slice(0, 16)}…`;

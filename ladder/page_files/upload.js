@@ -97,8 +97,12 @@ export class Upload {
   togglePause() {
     this.paused = !this.paused;
     this.row.part(".pause").textContent = this.paused ? "Go on" : "Pause";
-    if (this.paused) this.request?.abort();
-    else this.goOn?.();
+    if (this.paused) {
+      this.row.say("paused");
+      this.request?.abort();
+    } else {
+      this.goOn?.();
+    }
   }
 
   async run() {
@@ -108,6 +112,7 @@ export class Upload {
       try {
         const before = await this.whereToGoOn();
         pause = before.size > 0 ? FIRST_PAUSE : pause;
+        if (this.paused) throw new Broken(); // while the server was being asked
         const stored = before.complete ? null : await this.send(before.size);
         progress.close();
         return await this.conclude(stored);
