@@ -340,6 +340,22 @@ def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, s
     assert page.evaluate("document.getAnimations().length") == 0
 
 
+def test_the_bars_of_a_run_change_colours_with_the_page(pool: ServerPool, open_page: Open) -> None:
+    page = open_page(pool("04_continuous_batching.py"), color_scheme="light")
+    ask(page, 1, QUESTION)
+    expect(page.locator("#copy")).to_be_enabled()
+    token = """(dark) => {
+        const canvas = document.querySelector(".lane canvas");
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const wanted = dark ? "95,176,232" : "31,120,180"; // --token
+        for (let at = 0; at < pixels.length; at += 4)
+            if (pixels.slice(at, at + 3).join() === wanted) return true;
+    }"""
+    page.wait_for_function(token, arg=False)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(token, arg=True)
+
+
 @pytest.mark.parametrize(("motion", "least", "most"), [("reduce", 9, 10), ("no-preference", 100, 250)])
 def test_the_pulse_moves_as_little_as_one_wants(
     pool: ServerPool, open_page: Open, motion: str, least: int, most: int

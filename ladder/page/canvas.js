@@ -2,7 +2,10 @@
 
 /** @type {Map<string, string>} */
 const colours = new Map();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => colours.clear());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  colours.clear();
+  for (const canvas of document.querySelectorAll("canvas")) canvas.dispatchEvent(new Event("recoloured"));
+});
 
 /**
  * A colour of the style sheet, light or dark as the page is.
@@ -25,7 +28,7 @@ export class Sheet {
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     this.width = 0;
     this.height = 0;
-    this.resized = () => {};
+    this.resized = () => {}; // what is to be drawn again, in another size or in other colours
     this.observer = new ResizeObserver(([entry]) => {
       this.width = entry.contentRect.width;
       this.height = entry.contentRect.height;
@@ -34,6 +37,7 @@ export class Sheet {
       this.resized();
     });
     this.observer.observe(canvas);
+    canvas.addEventListener("recoloured", () => this.resized());
   }
 
   /** An empty sheet, measured in CSS pixels. */

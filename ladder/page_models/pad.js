@@ -24,7 +24,6 @@ export class Pad {
     const fine = new OffscreenCanvas(FINE, FINE);
     this.fine = /** @type {OffscreenCanvasRenderingContext2D} */ (fine.getContext("2d", { willReadFrequently: true }));
     this.sheet.resized = this.preview.resized = () => this.draw();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       this.strokes.push([]);
