@@ -237,6 +237,19 @@ def test_a_request_that_is_refused_says_why(server: RungServer, open_page: Open)
     expect(page.locator(".problem").first).to_contain_text("max_tokens")
 
 
+def test_an_answer_that_breaks_off_is_no_text(pool: ServerPool, open_page: Open) -> None:
+    page = open_page(pool("04_continuous_batching.py"))
+    began = json.dumps({"client": 0, "status": 200, "type": "application/json"})
+    page.route(
+        "**/page/clients",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {began}\n\n"),
+    )
+    page.locator("#stream").uncheck()
+    ask(page, 1, QUESTION)
+    expect(lanes(page, "failed").locator(".problem")).to_have_text("the connection to the server is lost")
+    expect(page.locator(".words")).to_be_empty()
+
+
 MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
 
 
@@ -274,6 +287,7 @@ def test_what_the_model_writes_is_text_and_never_markup(open_page: Open) -> None
 def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> None:
     with own_rung("02_async_streaming.py") as server:
         page = open_page(server)
+        page.locator("#stream").uncheck()
         port = str(urlsplit(server.url).port)
         server.process.stop()
         expect(page.locator("#lost")).to_have_text(re.compile(r"no answer since .+ Still asking"))
@@ -285,6 +299,7 @@ def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> 
     with own_rung("03_batching.py", "--port", port):
         expect(page.locator("#lost")).to_be_hidden()
         expect(page.locator("h1")).to_contain_text("Rung 03")
+        expect(page.locator("#stream")).not_to_be_checked()
         ask(page, 2, QUESTION)
         expect(lanes(page, "done")).to_have_count(2)
         page.context.close()

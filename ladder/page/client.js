@@ -157,8 +157,8 @@ class Answer {
 export async function readAnswer(response, onTokens) {
   const kind = response.headers.get("content-type") ?? "";
   if (response.body && kind.startsWith("text/event-stream")) return readStream(response.body, onTokens);
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refusal(`${response.status}: ${reasonIn(answer)}`);
+  if (!response.ok) throw new Refusal(`${response.status}: ${reasonIn(await response.json().catch(() => ({})))}`);
+  const answer = await response.json();
   onTokens(answer.text, answer.completion_tokens, true);
   return answer.finish_reason;
 }

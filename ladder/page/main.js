@@ -41,8 +41,8 @@ const { heartbeat, strip } = begin({
 function takeRung(described) {
   rung = described;
   element("docs").hidden = !rung.streams; // Flask has none
+  if (fields.stream.disabled === rung.streams) fields.stream.checked = rung.streams; // else it is as one has set it
   fields.stream.disabled = !rung.streams;
-  fields.stream.checked = rung.streams;
   showHints();
   showButtons();
 }
