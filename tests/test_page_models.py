@@ -97,6 +97,16 @@ def test_a_finger_draws(open_page: Open) -> None:
         assert page.evaluate("scrollY") == scrolled
 
 
+def test_only_the_main_button_draws(open_page: Open) -> None:
+    with engine_serving(rung_06) as (_, server):
+        page = open_page(server)
+        take_part = page.get_by_role("button", name="Predict the drawing")
+        page.locator("#pad").click(button="right")
+        expect(take_part).to_be_disabled()
+        page.locator("#pad").click()
+        expect(take_part).to_be_enabled()
+
+
 def test_versions_can_be_changed(open_page: Open) -> None:
     with engine_serving(rung_06) as (engine, server):
         page = open_page(server)

@@ -25,6 +25,7 @@ export class Pad {
     this.fine = /** @type {OffscreenCanvasRenderingContext2D} */ (fine.getContext("2d", { willReadFrequently: true }));
     this.sheet.resized = this.preview.resized = () => this.draw();
     canvas.addEventListener("pointerdown", (event) => {
+      if (!event.isPrimary || event.button) return; // a second finger, or the button for a menu
       canvas.setPointerCapture(event.pointerId);
       this.strokes.push([]);
       this.add(event);
