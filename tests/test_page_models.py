@@ -130,6 +130,7 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         page = open_page(server)
         take_part = page.get_by_role("button", name="Predict the drawing")
         expect(take_part).to_be_disabled()
+        expect(page.locator(".bars").first).to_be_hidden()
         page.get_by_role("button", name="A handwritten 3").click()
         user = "<b>Ödön</b>"
         page.get_by_label("User").fill(user)

@@ -38,7 +38,7 @@ export class Card {
     this.digit = make("output", { className: "digit", ariaLabel: `${version} reads` }, "–");
     this.note = make("p", { className: "note" }, NOTHING);
     const bars = Array.from({ length: 10 }, (_, digit) => make("li", {}, make("i"), String(digit)));
-    this.bars = make("ol", { className: "bars", ariaHidden: "true" }, ...bars);
+    this.bars = make("ol", { className: "bars", ariaHidden: "true", hidden: true }, ...bars);
     const title = make("h3", {}, version);
     this.element = make("article", { className: "card" }, title, make("p", { className: "about" }, about), this.digit, this.note, this.bars);
     this.element.dataset.version = version;
