@@ -240,7 +240,7 @@ def create_app(engine: Engine) -> FastAPI:
     async def upload(
         name: str, request: Request, id: GivenId = None, upload_offset: Annotated[int, Header(ge=0)] = 0
     ) -> Stored:
-        """One file. With an `id` it can be gone on with from where HEAD /upload/{id} says."""
+        """One file. With an `id` it can be resumed where HEAD /upload/{id} says."""
         check_name(name)
         body = body_of(request, engine.limit, upload_offset)
         transfer = engine.transfers.enter(name, id, announced(request, upload_offset))

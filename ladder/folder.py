@@ -78,7 +78,7 @@ class WrongOffset(ValueError):
     """Bytes that do not belong where the partial file ends."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the upload is to be gone on with at byte {size}")
+        super().__init__(f"the upload is to be resumed at byte {size}")
         self.size = size
 
 
@@ -169,7 +169,7 @@ class Folder:
         return found
 
     def partial(self, id: str, offset: int = 0) -> Partial:
-        """A file that is to be written, or from an offset on, which must be its present end, gone on with."""
+        """A file to be written, or to be resumed at an offset, which must be its present end."""
         kept = self.partial_size(id)
         if offset and offset != kept:
             raise WrongOffset(kept)
@@ -201,7 +201,7 @@ class Folder:
         return [one for one in ids if self._age(one) >= seconds]
 
     def forget(self, id: str, seconds: float) -> None:
-        """Remove what is left of an upload, unless somebody has gone on with it."""
+        """Remove what is left of an upload, unless somebody has resumed it."""
         if self._age(id) >= seconds:
             kept = self.partial_size(id)
             self._hidden(id).unlink()

@@ -46,7 +46,7 @@ class BrokenOff(HTTPException):
 
 @dataclass(eq=False)
 class Transfer:
-    """One upload. Without an id from its client it cannot be gone on with, and nothing of it is kept."""
+    """One upload. Without an id from its client it cannot be resumed, and nothing of it is kept."""
 
     name: str
     id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -97,7 +97,7 @@ class Transfer:
 
 
 class Transfers:
-    """Uploads by their ids: those under way, and those that can be gone on with."""
+    """Uploads by their ids: those under way, and those that can be resumed."""
 
     def __init__(self, folder: Folder, keep_seconds: float, in_worker: Callable[..., Awaitable[Any]]) -> None:
         self._folder = folder
@@ -145,7 +145,7 @@ class Transfers:
 
     @asynccontextmanager
     async def sweeping(self, _app: object) -> AsyncGenerator[None]:
-        """While the server runs, what nobody has gone on with for too long is removed."""
+        """While the server runs, what nobody has resumed for too long is removed."""
 
         async def again_and_again() -> None:
             while True:

@@ -1,4 +1,4 @@
-/** Uploads with progress. One that breaks off is gone on with from where the server has it. */
+/** Uploads with progress. One that breaks off is resumed where the server has it. */
 
 import { reasonIn } from "./client.js";
 import { bytes, several } from "./format.js";
