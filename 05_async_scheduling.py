@@ -147,13 +147,13 @@ class Engine:
         """One engine after the other. The pause doubles from one that never got ready to the next."""
         pause = SHORTEST_PAUSE
         while True:
-            self.process = await ChildProcess.start(sys.executable, __file__, AS_ENGINE)
-            self.process.tell(Start(self.config, overlapped=self.config.loop == "overlapped"))
-            reason = await self.process.follow(self.take, SILENCE_SECONDS)
+            self.process = ChildProcess(sys.executable, __file__, AS_ENGINE)
+            first = Start(self.config, overlapped=self.config.loop == "overlapped")
+            reason = await self.process.follow(first, self.take, SILENCE_SECONDS)
+            self.process.end()
             if not self.first_ready.done():
                 self.first_ready.set_exception(UserError(f"the engine's process {reason}"))
                 return
-            self.process.end()
             pause = SHORTEST_PAUSE if self.engine else min(2 * pause, LONGEST_PAUSE)
             logger.warning("the engine's process %s; another is started in %g s", reason, pause)
             self.bury()

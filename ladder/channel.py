@@ -14,9 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
 
 import msgspec
 import zmq
@@ -38,43 +37,32 @@ def endpoint(directory: Path, name: str) -> str:
 class ChildProcess:
     """The side of the process that starts the other one; it lives in the event loop."""
 
-    def __init__(self, directory: Path, process: asyncio.subprocess.Process) -> None:
-        self._directory = directory
-        self._process = process
-        self._context = zmq.asyncio.Context()
-        self._reports = self._context.socket(zmq.PULL)
-        self._commands = zmq.Context(self._context).socket(zmq.PUSH)
-        for socket in (self._commands, self._reports):
-            socket.set_hwm(0)  # how many requests there can be is bounded elsewhere
-            socket.setsockopt(zmq.LINGER, 0)
-        self._reports.bind(endpoint(directory, "reports"))
-        self._commands.connect(endpoint(directory, "commands"))
+    def __init__(self, *command: str) -> None:
+        self._command = command
+        self._given_back = ExitStack()  # what is held, to be given back at the end
         self._heard = 0.0
 
-    @classmethod
-    async def start(cls, *command: str) -> Self:
-        """Run the command, with the directory of the sockets as its last argument."""
-        directory = Path(tempfile.mkdtemp(prefix="ladder-"))  # nobody else may look into it
-        # The pipe to its stdin closes when this process ends, however it ends. A session of its own keeps
-        # Ctrl-C in the terminal for us.
-        process = await asyncio.create_subprocess_exec(
-            *command, str(directory), stdin=asyncio.subprocess.PIPE, start_new_session=True
-        )
-        return cls(directory, process)
-
-    def tell(self, command: Command) -> None:
-        self._commands.send(encode(command))
-
-    async def follow(self, take: Callable[[Report], None], silence: float) -> str:
-        """Pass on every report until the process is dead or silent or babbles; return which, for a log."""
+    async def follow(self, first: Start, take: Callable[[Report], None], silence: float) -> str:
+        """Run the command and pass on every report until it is dead or silent or babbles; return which."""
+        try:
+            process = await self._start()
+        except (OSError, zmq.ZMQError) as error:
+            return f"cannot be started: {error}"
+        self.tell(first)
         listening = asyncio.create_task(self._listen(take))
-        dying = asyncio.create_task(self._process.wait())
+        dying = asyncio.create_task(process.wait())
         try:
             while not (listening.done() or dying.done()):
+                asked = time.monotonic()
                 await asyncio.wait(
                     {listening, dying}, timeout=silence / 6, return_when=asyncio.FIRST_COMPLETED
                 )
-                if self._heard and time.monotonic() - self._heard > silence:
+                now = time.monotonic()
+                if self._heard and now - asked > silence / 2:
+                    self._heard = (
+                        now  # it was we who slept: what the process said meanwhile is still to be read
+                    )
+                if self._heard and now - self._heard > silence:
                     return f"has said nothing for {silence:g} s"
             if listening.done():
                 return f"has sent what cannot be used: {listening.exception()!r}"
@@ -82,6 +70,31 @@ class ChildProcess:
         finally:
             listening.cancel()
             dying.cancel()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Run the command, with the directory of the sockets as its last argument."""
+        directory = Path(tempfile.mkdtemp(prefix="ladder-"))  # nobody else may look into it
+        self._given_back.callback(shutil.rmtree, directory, ignore_errors=True)
+        context = zmq.asyncio.Context()
+        self._given_back.callback(context.term)
+        self._reports = context.socket(zmq.PULL)
+        self._commands = zmq.Context(context).socket(zmq.PUSH)
+        for socket in (self._reports, self._commands):
+            self._given_back.callback(socket.close)
+            socket.set_hwm(0)  # how many requests there can be is bounded elsewhere
+            socket.setsockopt(zmq.LINGER, 0)
+        self._reports.bind(endpoint(directory, "reports"))
+        self._commands.connect(endpoint(directory, "commands"))
+        # The pipe to its stdin closes when this process ends, however it ends. A session of its own keeps
+        # Ctrl-C in the terminal for us.
+        process = await asyncio.create_subprocess_exec(
+            *self._command, str(directory), stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        self._given_back.callback(kill, process)
+        return process
+
+    def tell(self, command: Command) -> None:
+        self._commands.send(encode(command))
 
     async def _listen(self, take: Callable[[Report], None]) -> None:
         while True:
@@ -91,12 +104,12 @@ class ChildProcess:
 
     def end(self) -> None:
         """Leave neither a process nor a file. It has nothing to save, and may not be able to listen."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        self._commands.close()
-        self._reports.close()
-        self._context.term()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._given_back.close()
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
 
 
 class ParentProcess:

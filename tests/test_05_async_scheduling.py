@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from ladder.client import Client, Measurement
 from ladder.launch import RungProcess
 from ladder.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
 from ladder.sampling import SamplingSettings
-from tests.support import QUESTION, STORY, RungServer, eventually, own_rung, run_rung
+from tests.support import QUESTION, STORY, RungServer, eventually, import_rung, own_rung, run_rung
 
 SCRIPT = "05_async_scheduling.py"
+rung = import_rung(SCRIPT)
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +178,28 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, temporary: Path
     (line,) = done.stderr.strip().splitlines()
     assert "no config.json" in line
     assert list(temporary.glob("ladder-*")) == []
+
+
+def test_sockets_that_cannot_be_made_are_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = temporary / ("d" * 100)  # the name of a socket may have some 107 bytes
+    far.mkdir()
+    monkeypatch.setenv("TMPDIR", str(far))
+    done = run_rung(SCRIPT, "--port", "0")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "the engine's process cannot be started: " in line
+    assert list(far.iterdir()) == []
+
+
+def test_a_pause_of_the_web_side_is_no_silence_of_the_engine(server: RungServer) -> None:
+    """A laptop that slept, or a loop that was busy: what the engine has said meanwhile is read first."""
+    before = server.health()["engine_pid"]
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(2 * rung.SILENCE_SECONDS)
+    os.kill(server.process.pid, signal.SIGCONT)
+    assert len(server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
+    after = server.health()
+    assert (after["engine_pid"], after["restarts"]) == (before, 0)
 
 
 def test_aborts_reach_the_engine(server: RungServer) -> None:
