@@ -1,8 +1,7 @@
 """Rung 04: requests join and leave the batch at every step.
 
 Rung 03 closes a batch and runs it to its end: late requests wait, finished ones are computed on. But
-nothing ties the rows of a forward pass together. Each has its own slot of the KV cache, and who takes part
-can be decided anew at every step:
+nothing ties the rows of a pass together. Each has its own slot of the KV cache, so a step may take others:
 
     slot    step 1    2    3    4    5    6    7    8
       0     │ AAA │  a │  a │    │  a │  a │  a │  a │       AAA  a piece of a prompt: prefill
@@ -31,7 +30,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 from fastapi import FastAPI
 from msgspec.structs import asdict
@@ -41,6 +39,7 @@ from ladder.cli import DemoOptions, EngineConfig, parse
 from ladder.engine import QueueFull, ServerStopping
 from ladder.errors import UserError, errors_in_one_line
 from ladder.frontend import Frontend
+from ladder.http import log_failure
 from ladder.loading import Model
 from ladder.messages import Abort, Failed, Job, Status, Token, Update
 from ladder.pages import describe
@@ -52,9 +51,7 @@ from ladder.server import prepare, serve_asgi
 rung_02 = import_rung("02_async_streaming")
 
 
-@dataclass(frozen=True)
-class Config(EngineConfig):
-    """The flags of an engine with slots."""
+Config = EngineConfig  # this rung has no flag of its own
 
 
 class Scheduler:
@@ -135,7 +132,7 @@ class EngineCore:
         if self.context < 2:
             raise UserError(f"--kv-memory {config.kv_memory}: in so many MiB not two tokens have room")
         self.scheduler = Scheduler(config.max_batch, self.context, kv_tokens, config.prefill_chunk)
-        self.runner = Runner(model.decoder, self.scheduler.slots, self.scheduler.slot_size)
+        self.runner = Runner(model.decoder, kv_tokens)
         self.works: dict[int, Work] = {}
         self.dropped: list[int] = []
         self.tokens = 0
@@ -180,9 +177,16 @@ class EngineCore:
 
     def drop(self, work: Work) -> None:
         del self.works[work.job.id]
-        last = self.scheduler.remove(work)
-        if last is not None:
+        if (last := self.scheduler.remove(work)) is not None:
             self.runner.vacate(work.slot, last)
+
+    def give_up(self, error: Exception) -> Update:
+        """Fail all that is under way or waits, and begin again with nothing."""
+        failures = [Failed(number, type(error).__name__, str(error)) for number in self.works]
+        for held in (self.works, self.scheduler.waiting, self.scheduler.running):
+            held.clear()
+        self.runner.clear()
+        return Update(failures=failures, status=self.status())
 
     def status(self) -> Status:
         scheduler, steps = self.scheduler, self.runner.trace.count
@@ -231,7 +235,12 @@ class Engine:
             while self.inbox:
                 self.core.handle(self.inbox[0])
                 self.inbox.popleft()  # only now: /health must find every request somewhere
-            if update := self.core.step():
+            try:
+                update = self.core.step()
+            except Exception as error:  # of the scheduling, not of a pass: nobody may be left waiting
+                log_failure(error)
+                update = self.core.give_up(error)
+            if update:
                 self.frontend.post(update)
 
     def stop(self) -> None:
@@ -256,9 +265,8 @@ def create_app(engine: Engine) -> FastAPI:
 def demo(config: Config, options: DemoOptions) -> None:
     """The same arrivals at rung 03 and at this one; then a long prompt among streams."""
     show = demos.Show("Rung 04: requests join and leave the batch at every step", config, options)
-    scripts = ("03_batching.py", "04_continuous_batching.py", "04_continuous_batching.py")
-    extra: tuple[list[str], ...] = ([], [], ["--prefill-chunk", "100000"])
-    commands = ((script, [*config.flags(), *more]) for script, more in zip(scripts, extra, strict=True))
+    flags, this = config.flags(), "04_continuous_batching.py"
+    commands = (("03_batching.py", flags), (this, flags), (this, [*flags, "--prefill-chunk", "100000"]))
     with show.starting(*commands) as urls:
         asyncio.run(compare(show, dict(zip(("03", "04", "04, prompts whole"), urls, strict=True))))
 
@@ -266,8 +274,7 @@ def demo(config: Config, options: DemoOptions) -> None:
 async def compare(show: demos.Show, servers: dict[str, str]) -> None:
     await demos.warm_up_all(show, servers)
     seen = await demos.watch_arrivals(show, {name: servers[name] for name in ("03", "04")})
-    steps = {name: scene.steps for name, scene in seen.items()}
-    show.timelines(steps)
+    show.timelines(steps := {name: scene.steps for name, scene in seen.items()})
     figures = {name: scenes.scene_figures(scene) for name, scene in seen.items()}
     gaps = {}
     for name in ("04", "04, prompts whole"):

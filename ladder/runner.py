@@ -48,9 +48,10 @@ Outcome = int | Exception | None
 class Runner:
     """The model and its KV cache. Only one thread may be in here, and not while slots are moved."""
 
-    def __init__(self, decoder: Decoder, slots: int, slot_size: int) -> None:
+    def __init__(self, decoder: Decoder, tokens: int) -> None:
+        """With memory for so many tokens' keys and values, which `resize` cuts into slots."""
         self.decoder = decoder
-        self.cache = decoder.new_cache(slots, slot_size)
+        self.cache = decoder.new_cache(slots=1, context=tokens)
         self.trace = Trace()
 
     def resize(self, slots: int, slot_size: int) -> None:
@@ -62,15 +63,21 @@ class Runner:
         self.cache.reset(slot)
         self.cache.move(last, slot)
 
+    def clear(self) -> None:
+        for slot in self.cache.occupied():
+            self.cache.reset(slot)
+
     def execute(self, step: Step) -> tuple[list[Outcome], float]:
         """What the forward pass brings for each of the step's works, and how many milliseconds it took."""
         started = time.perf_counter()
         return self._outcomes(step), milliseconds_since(started)
 
     def _outcomes(self, step: Step) -> list[Outcome]:
+        lengths = list(self.cache.lengths)
         try:
             return self._tokens(step)
         except Exception as error:
+            self.cache.lengths = lengths  # what the pass has written is written again
             if len(step.works) == 1:
                 log_failure(error)
                 return [error]

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ladder.runner
 from ladder.cli import EngineConfig
 from ladder.client import Client
 from ladder.errors import UserError
 from ladder.loading import Model
 from ladder.messages import Abort, Job, Update
-from ladder.runner import Work
-from ladder.sampling import SamplingSettings
+from ladder.runner import Step, Work
+from ladder.sampling import SamplingSettings, sample
 from tests.support import (
     PROMPTS,
     QUESTION,
@@ -27,6 +28,7 @@ from tests.support import (
     import_rung,
     is_idle,
     own_rung,
+    serving,
     watched,
 )
 
@@ -302,3 +304,59 @@ def test_five_hundred_cancelled_requests_leave_nothing(batching_server: RungServ
     assert len(batching_server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
     after = batching_server.idle()
     assert after["steps"] - before["steps"] == after["tokens"] - before["tokens"] == 20
+
+
+@pytest.mark.parametrize("context", [100, 513, 777, 1001])
+def test_memory_can_be_cut_into_slots_of_any_length(bundled: Model, oracle: Oracle, context: int) -> None:
+    """Also where the longest request is no multiple of the smallest slot."""
+    core = core_over(bundled, max_batch=4, max_context=context)
+    prompt = bundled.tokenizer.encode(STORY)
+    sizes = [20, context, 60, context // 2, context, 20]
+    asked = [
+        Job(number, prompt, size - len(prompt), SamplingSettings(), bundled.stop_ids)
+        for number, size in enumerate(sizes)
+    ]
+    tokens = tokens_of(run(core, *asked))
+    for one in asked:
+        assert tokens[one.id] == oracle.generate(prompt, one.max_tokens)
+
+
+def test_a_pass_that_breaks_after_it_has_written_is_begun_anew(
+    bundled: Model, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has written is no part of anybody's text."""
+    passes = iter(range(10**6))
+
+    def breaking(*arguments: Any) -> Any:
+        if next(passes) in (0, 5):
+            raise RuntimeError("sampling broke")
+        return sample(*arguments)
+
+    monkeypatch.setattr(ladder.runner, "sample", breaking)
+    core = core_over(bundled, max_batch=4)
+    asked = [real_job(bundled, number, PROMPTS[number], 12) for number in range(4)]
+    updates = run(core, *asked)
+    assert [update.failures for update in updates if update.failures] == []
+    tokens = tokens_of(updates)
+    for one in asked:
+        assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
+
+
+def test_nobody_waits_for_an_engine_that_cannot_schedule(bundled: Model) -> None:
+    """Its mistake ends the requests under way, not the server."""
+    engine = rung.Engine(bundled, EngineConfig())
+    schedule = engine.core.scheduler.schedule
+    steps = iter(range(10**6))
+
+    def broken() -> Step | None:
+        if next(steps) == 5:
+            raise RuntimeError("the scheduler broke")
+        return schedule()  # type: ignore[no-any-return]
+
+    engine.core.scheduler.schedule = broken
+    with serving(rung.create_app(engine), engine.stop) as server:
+        failed = server.generate(STORY, max_tokens=60)
+        assert (failed.status, failed.json()["error"]["type"]) == (500, "RuntimeError")
+        assert len(server.generate(STORY, max_tokens=20, stream=True).tokens()) == 20
+        health = server.idle()
+        assert (health["running"], health["waiting"]) == (0, 0)
