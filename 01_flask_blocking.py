@@ -47,6 +47,7 @@ from ladder.loading import Model
 from ladder.pages import add_flask_page, describe
 from ladder.schema import (
     MAX_BODY_BYTES,
+    NOT_SENT_AS_JSON,
     ErrorBody,
     GenerateRequest,
     GenerateResponse,
@@ -120,7 +121,10 @@ def create_app(engine: Engine) -> flask.Flask:
 
     @app.post("/generate")
     def generate() -> dict[str, Any]:
-        request = GenerateRequest.model_validate_json(flask.request.get_data())
+        body = flask.request.get_data()
+        if body and not flask.request.is_json:
+            flask.abort(415, NOT_SENT_AS_JSON)
+        request = GenerateRequest.model_validate_json(body)
         if request.stream:
             raise RequestError("stream", "rung 01 cannot stream; climb to 02_async_streaming.py")
         return engine.generate(request).model_dump()

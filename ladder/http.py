@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ladder.engine import RequestFailed, Unavailable
-from ladder.schema import ErrorBody, RequestError, public_details
+from ladder.schema import NOT_SENT_AS_JSON, ErrorBody, RequestError, public_details
 
 logger = logging.getLogger("ladder")
 
@@ -94,6 +94,8 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_field(_: Request, error: RequestValidationError) -> JSONResponse:
+        if isinstance(error.body, bytes):  # FastAPI parses only what is sent as JSON
+            return JSONResponse({"detail": NOT_SENT_AS_JSON}, 415)
         return unprocessable(public_details(error.errors()))
 
     @app.exception_handler(RequestError)

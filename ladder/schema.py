@@ -1,6 +1,7 @@
 """What goes over the wire: one schema for every rung, Flask included.
 
-A wrong request is answered with 422 and `{"detail": [{"type", "loc", "msg"}, ...]}` by every rung.
+A wrong request is answered with 422 and `{"detail": [{"type", "loc", "msg"}, ...]}` by every rung, and a body
+that is not sent as JSON with 415.
 The offending input is not repeated in the answer: a prompt may be long, and may be private.
 """
 
@@ -15,6 +16,10 @@ FinishReason = Literal["stop", "length"]
 
 MAX_BODY_BYTES = 4 * 2**20
 """Far more than the longest prompt of any model here; more than that is refused unread, with 413."""
+
+NOT_SENT_AS_JSON = "the body must be JSON and be sent as such, with content-type: application/json"
+"""Any web page may send a form or plain text to a server on its visitor's machine; to send JSON, a browser
+first asks that server. So the body's own look is not enough."""
 
 
 class GenerateRequest(BaseModel):

@@ -261,6 +261,14 @@ def test_unknown_fields_and_what_is_no_json_are_refused(server: RungServer, path
         assert server.request("POST", path, body).status == 422
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/ab-test", "/predict/batch", "/feedback"])
+def test_a_body_that_is_not_sent_as_json_is_refused(server: RungServer, path: str) -> None:
+    body = json.dumps({"features": ROW}).encode()
+    answer = server.request("POST", path, body, **{"content-type": "application/x-www-form-urlencoded"})
+    assert answer.status == 415
+    assert "content-type: application/json" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("version", ["v3", "v0", "v01", "", "V1", "../v1", "%00", "None"])
 def test_an_unknown_version_is_not_found(server: RungServer, version: str) -> None:
     for path in ("/predict", "/models/digits/predict"):

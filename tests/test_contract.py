@@ -352,6 +352,39 @@ def test_a_wrong_body_is_a_422(server: RungServer, body: bytes) -> None:
     details(server.post(body))
 
 
+def post_as(server: RungServer, media_type: str | None, body: bytes) -> Answer:
+    headers = {} if media_type is None else {"content-type": media_type}
+    connection = server.connect()
+    try:
+        connection.request("POST", "/generate", body, headers)
+        return read_answer(connection)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", "text/json", "json", "", None],
+)
+def test_what_any_web_page_may_send_is_not_taken_for_json(server: RungServer, media_type: str | None) -> None:
+    """The first is what curl sends when it is told nothing: the answer says what is missing."""
+    before = server.idle()["steps"]
+    for body in (b'{"prompt": "a", "max_tokens": 1}', b"{}", SECRET.encode()):
+        answer = post_as(server, media_type, body)
+        assert answer.status == 415
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json().keys() == {"detail"}
+        assert "content-type: application/json" in answer.json()["detail"]
+        assert SECRET.encode() not in answer.body
+    assert server.idle()["steps"] == before
+    details(post_as(server, media_type, b""))
+
+
+@pytest.mark.parametrize("media_type", ["Application/JSON; charset=utf-8", "application/ld+json"])
+def test_json_may_be_named_in_more_than_one_way(server: RungServer, media_type: str) -> None:
+    assert post_as(server, media_type, b'{"prompt": "a", "max_tokens": 1}').status == 200
+
+
 @pytest.mark.parametrize("names", [["k" * 10_000], [f"k{n}" for n in range(5000)]], ids=["long", "many"])
 def test_a_refusal_is_short_however_much_was_wrong(server: RungServer, names: list[str]) -> None:
     answer = server.generate(QUESTION, **dict.fromkeys(names, 1))
