@@ -135,7 +135,7 @@ def create_app(engine: Engine) -> flask.Flask:
 
     @app.errorhandler(ValidationError)
     def wrong_field(error: ValidationError) -> tuple[dict[str, Any], int]:
-        return {"detail": public_details(error.errors())}, 422
+        return {"detail": public_details(error.errors(), "body")}, 422
 
     @app.errorhandler(RequestError)
     def does_not_fit_the_model(error: RequestError) -> tuple[dict[str, Any], int]:

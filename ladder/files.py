@@ -43,8 +43,9 @@ def answer_file_errors(app: FastAPI) -> None:
 
     @app.exception_handler(InvalidName)
     @app.exception_handler(BrokenForm)
-    async def unusable(_: Request, error: ValueError) -> JSONResponse:
-        return unprocessable([{"type": "value_error", "loc": ("body",), "msg": str(error)}])
+    async def unusable(request: Request, error: ValueError) -> JSONResponse:
+        place = ("path", "name") if "name" in request.path_params else ("body",)  # a form's files
+        return unprocessable([{"type": "value_error", "loc": place, "msg": str(error)}])
 
     @app.exception_handler(WrongOffset)
     async def wrong_offset(_: Request, error: WrongOffset) -> JSONResponse:

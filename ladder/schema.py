@@ -122,14 +122,17 @@ MAX_FINDINGS = 20
 MAX_NAME = 100
 
 
-def public_details(errors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Pydantic's findings without the input that caused them; `loc` begins with "body" everywhere.
+def public_details(errors: Sequence[Any], *within: str) -> list[dict[str, Any]]:
+    """Pydantic's findings without the input that caused them.
+
+    `loc` begins with the part of the request: "body", "query", "path" or "header". FastAPI says which it was;
+    whoever has given Pydantic nothing but the body names it in `within`.
 
     The names of unknown fields are input too, and may be many and long.
     """
     details = []
     for error in errors[:MAX_FINDINGS]:
-        location = error["loc"] if error["loc"][:1] == ("body",) else ("body", *error["loc"])
+        location = (*within, *error["loc"])
         shortened = [part[:MAX_NAME] if isinstance(part, str) else part for part in location]
         details.append({"type": error["type"], "loc": shortened, "msg": error["msg"]})
     return details

@@ -290,7 +290,17 @@ def test_an_unknown_model_is_not_found(server: RungServer) -> None:
 
 def test_a_user_must_be_named(server: RungServer) -> None:
     for query in ("", "?user_id=", f"?user_id={'x' * 201}"):
-        assert post(server, f"/predict/ab-test{query}", {"features": ROW}).status == 422
+        answer = post(server, f"/predict/ab-test{query}", {"features": ROW})
+        assert answer.status == 422
+        assert [finding["loc"] for finding in answer.json()["detail"]] == [["query", "user_id"]]
+
+
+def test_each_finding_says_which_part_of_the_request_is_wrong(server: RungServer) -> None:
+    answer = post(server, "/predict/ab-test", {"features": ["secret"]})
+    assert {tuple(finding["loc"][:2]) for finding in answer.json()["detail"]} == {
+        ("query", "user_id"),
+        ("body", "features"),
+    }
 
 
 def test_a_body_without_end_is_refused(server: RungServer) -> None:

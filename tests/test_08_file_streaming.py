@@ -810,7 +810,20 @@ def test_a_table_that_nobody_reads_any_more_is_not_made_any_further(server: File
 
 @pytest.mark.parametrize("rows", ["-1", "10000001", "many", "1e3"])
 def test_a_table_of_impossible_length_is_refused(server: FileServer, rows: str) -> None:
-    assert server.get(f"/export.csv?rows={rows}").status == 422
+    answer = server.get(f"/export.csv?rows={rows}")
+    assert answer.status == 422
+    assert [finding["loc"] for finding in answer.json()["detail"]] == [["query", "rows"]]
+
+
+def test_a_wrong_header_and_a_wrong_part_of_the_path_are_named_as_such(server: FileServer) -> None:
+    header = server.request("PUT", "/upload/new.bin", b"", **{"upload-offset": "-1"})
+    upload = server.get("/upload/.hidden/events")
+    name = server.request("PUT", "/upload/.hidden", b"x")
+    form = server.request("POST", "/upload/stream", form_part(".hidden", b"x", first=True) + END, **FORM)
+    places = [["header", "upload-offset"], ["path", "id"], ["path", "name"], ["body"]]
+    for answer, place in zip((header, upload, name, form), places, strict=True):
+        assert answer.status == 422
+        assert [finding["loc"] for finding in answer.json()["detail"]] == [place]
 
 
 # Logs

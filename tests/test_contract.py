@@ -282,6 +282,8 @@ WRONG_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("stream", {"stream": 1}),
     ("stream", {"stream": None}),
     ("temprature", {"temprature": 1}),
+    ("body", {"body": 1}),
+    ("query", {"query": 1}),
 ]
 
 
