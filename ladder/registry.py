@@ -128,9 +128,12 @@ class Registry:
         model = self.model(name)
         number = {"latest": model.latest, "default": model.default}.get(requested, requested)
         version = model.versions.get(number)
-        if version is None or not version.offered:
+        if version is None:
             known = ", ".join([*model.offered, "latest", "default"])
             raise HTTPException(404, f"{name} has no such version; it has {known}")
+        if not version.offered:
+            again = f"PUT /models/{name}/versions/{number} loads it again"
+            raise HTTPException(404, f"{name} {number} has been unloaded; {again}")
         return number, version
 
     @asynccontextmanager

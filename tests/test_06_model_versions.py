@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -503,6 +504,18 @@ def test_a_request_is_answered_by_the_version_it_began_with() -> None:
         assert later.result()["model_version"] == "v2"
         assert put(server, "/models/digits/versions/v1").json()["versions"]["v1"]["state"] == "loaded"
         assert predict(server, version="v1")["model_version"] == "v1"
+
+
+def test_whoever_asks_for_an_unloaded_version_is_told_how_to_load_it() -> None:
+    with engine_serving(rung) as (_, server):
+        assert unload(server, "v2").status == 200
+        asked = post(server, "/predict?version=v2", {"features": ROW})
+        for answer in (asked, swap(server, "v2"), unload(server, "v2")):
+            assert answer.status == 404
+            assert "digits v2 has been unloaded" in answer.json()["detail"]
+        method, path = re.findall(r"(PUT) (\S+)", asked.json()["detail"])[0]
+        assert server.request(method, path).status == 200
+        assert predict(server, version="v2")["model_version"] == "v2"
 
 
 def test_the_default_cannot_be_unloaded(server: RungServer) -> None:

@@ -115,7 +115,7 @@ def test_versions_can_be_changed(open_page: Open) -> None:
         expect(reading(page, "v2")).to_have_text("7")
         page.get_by_role("button", name="Unload digits v2").click()
         expect(row).to_contain_text("unloaded")
-        expect(page.locator(".card[data-version=v2] .note")).to_contain_text("no such version")
+        expect(page.locator(".card[data-version=v2] .note")).to_contain_text("has been unloaded")
         page.get_by_role("button", name="Load digits v2", exact=True).click()
         expect(row).to_contain_text("loaded")
         expect(reading(page, "v2")).to_have_text("7")
