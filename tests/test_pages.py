@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ladder.client import Client, read_events
 from ladder.pages import FOLDER, MOST_CLIENTS
-from tests.support import QUESTION, STORY, Answer, RungServer, import_rung
+from tests.support import QUESTION, STORY, Answer, RungServer, ServerPool, import_rung
+from tests.support import SCRIPTS as RUNG_SCRIPTS
 
 SCRIPTS = sorted(f"/page/{file.name}" for file in FOLDER.glob("*.js"))
 
@@ -143,3 +146,15 @@ def test_swaggers_page_is_left_as_it_is(streaming_server: RungServer) -> None:
     assert "content-security-policy" not in docs.headers
     paths = streaming_server.request("GET", "/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith("/page")]
+
+
+@pytest.mark.parametrize("script", [script for script in RUNG_SCRIPTS if script != "01_flask_blocking.py"])
+def test_who_has_no_internet_is_told_where_the_description_is(
+    pool: ServerPool, script: str, tmp_path: Path
+) -> None:
+    server = pool(script, *(["--uploads", str(tmp_path)] if script.startswith("08") else []))
+    docs = server.request("GET", "/docs").body.decode()
+    assert re.findall(r'<script src="(\w+:)', docs) == ["https:"]
+    page = server.request("GET", "/").body.decode()
+    (description,) = re.findall(r'<a href="/docs">/docs</a> \(needs internet\), <a href="(.+?)">', page)
+    assert server.request("GET", description).json()["paths"]
