@@ -6,10 +6,12 @@ under that name. Demos are run in test_demos.py, the benchmark and its figures i
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,15 @@ def ask(server: Server, request: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
     assert '"stream": true' not in " ".join(request) or done.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_activated_python_is_the_one_that_the_commands_name(tmp_path: Path) -> None:
+    (activate,) = re.findall(r"`(source [^`]+)`", TEXT)
+    venv.create(tmp_path / ".venv")
+    command = ["bash", "-c", f'{activate} && python -c "import sys; print(sys.executable)"']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    (named,) = {command[0] for command in COMMANDS if is_python(command)}
+    assert done.stdout.strip() == str(tmp_path / named)
 
 
 def test_pip_installs_what_is_pinned() -> None:
