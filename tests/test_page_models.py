@@ -136,12 +136,30 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         page.get_by_label("User").fill(user)
         take_part.click()
         arm = rung_06.arm_of(user, engine.config)
-        expect(page.locator("#arm")).to_contain_text(f"{arm} answers {user}")
+        expect(page.locator("#arm")).to_have_text(
+            f"{arm} is {user}'s version. It answered 3. Which digit is it?"
+        )
         page.get_by_role("button", name="It is a 3").click()
         report = page.locator("#report tr", has_text=arm)
         expect(report.locator("td").nth(0)).to_have_text("1")
         expect(report.locator("td").nth(1)).to_have_text("1")
         assert engine.books.arms[arm].labelled == 1
+
+
+def test_what_is_said_of_a_users_version_stays_true_without_it(open_page: Open) -> None:
+    with engine_serving(rung_06) as (engine, server):
+        assert rung_06.arm_of("ada", engine.config) == "v2"
+        page = open_page(server)
+        arm, take_part = page.locator("#arm"), page.get_by_role("button", name="Predict the drawing")
+        page.get_by_role("button", name="A handwritten 7").click()
+        take_part.click()
+        expect(arm).to_have_text("v2 is ada's version. It answered 7. Which digit is it?")
+        page.get_by_role("button", name="Unload digits v2").click()
+        expect(page.locator("tr[data-version='digits v2']")).to_contain_text("unloaded")
+        expect(arm).to_have_text("v2 is ada's version. It answered 7. Which digit is it?")
+        take_part.click()
+        expect(arm).to_have_text("v1 answered 8, because ada's version is unloaded; this does not count.")
+        expect(page.locator("#labels")).to_be_hidden()
 
 
 def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> None:

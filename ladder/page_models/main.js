@@ -149,8 +149,13 @@ element("experiment").addEventListener("submit", async (event) => {
 /** @param {string} user @param {any} answer */
 function showAnswer(user, answer) {
   prediction = answer.prediction_id;
-  const rest = prediction ? "as it always will: " : "because the version of this user is unloaded; this does not count: ";
-  setText(element("arm"), `${answer.model_version} answers ${user}, ${rest}${answer.prediction}.${prediction ? " Which digit is it?" : ""}`);
+  const { model_version: version, prediction: digit } = answer;
+  setText(
+    element("arm"),
+    prediction
+      ? `${version} is ${user}'s version. It answered ${digit}. Which digit is it?`
+      : `${version} answered ${digit}, because ${user}'s version is unloaded; this does not count.`,
+  );
   element("labels").hidden = !prediction;
 }
 
