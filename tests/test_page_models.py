@@ -297,6 +297,32 @@ def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> No
         assert page.locator("#curve").evaluate(f"canvas => {pixels}.some(value => value > 0)")
 
 
+def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Open) -> None:
+    run = [(1, 2.0, 0.5), (2, 1.0, 0.9)]
+    epochs = [{"epoch": number, "epochs": 40, "loss": loss, "accuracy": right} for number, loss, right in run]
+    stream = "".join(f"event: epoch\ndata: {json.dumps(epoch)}\n\n" for epoch in epochs)
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server)
+        page.route(
+            "**/train/stream*", lambda route: route.fulfill(content_type="text/event-stream", body=stream)
+        )
+        page.evaluate(
+            """() => {
+                const { fillText } = CanvasRenderingContext2D.prototype;
+                window.written = new Set();
+                CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+                    if (this.canvas.id === "curve") window.written.add(text);
+                    fillText.call(this, text, ...place);
+                };
+            }"""
+        )
+        page.get_by_role("button", name="Train").click()
+        expect(page.locator("#loss")).to_have_text("1.000")
+        expect(page.locator("#accuracy")).to_have_text("90.0 %")
+        written = page.evaluate("[...window.written]")
+        assert set(written) == {"0", "1.00", "2.00", "0 %", "50 %", "100 %", "epoch 1", "40"}
+
+
 def test_a_training_can_be_stopped(open_page: Open) -> None:
     with engine_serving(rung_07) as (engine, server):
         page = open_page(server)

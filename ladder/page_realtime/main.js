@@ -1,7 +1,8 @@
 /** Rung 07's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
 
-import { colour, Sheet } from "./canvas.js";
+import { Sheet } from "./canvas.js";
 import { ask, inWords, reasonIn, Refusal, send } from "./client.js";
+import { drawCurve } from "./curve.js";
 import { beginPad, Cards, clearFigures, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration, median, several } from "./format.js";
@@ -80,40 +81,10 @@ new Socket("/ws/monitor", (figures) => {
 
 /* Training. */
 
-/** @typedef {{epoch: number, epochs: number, loss: number, accuracy: number}} Epoch */
-
 const curve = new Sheet(element("curve"));
-/** @type {Epoch[]} */ let epochs = [];
+/** @type {import("./curve.js").Epoch[]} */ let epochs = [];
 /** @type {AbortController | null} */ let training = null;
-curve.resized = drawCurve;
-
-function drawCurve() {
-  const context = curve.clear();
-  const { width, height } = curve;
-  if (!epochs.length) return;
-  const right = width - 48;
-  const x = (/** @type {Epoch} */ one) => 6 + ((right - 12) * (one.epoch - 1)) / Math.max(1, one.epochs - 1);
-  const highest = Math.max(...epochs.map((one) => one.loss));
-  const lines = [
-    { style: colour("first"), value: (/** @type {Epoch} */ one) => one.loss / highest, text: (/** @type {Epoch} */ one) => one.loss.toFixed(3) },
-    { style: colour("token"), value: (/** @type {Epoch} */ one) => one.accuracy, text: (/** @type {Epoch} */ one) => `${(100 * one.accuracy).toFixed(1)} %` },
-  ];
-  for (const { style, value, text } of lines) {
-    const y = (/** @type {Epoch} */ one) => height - 8 - (height - 20) * value(one);
-    context.strokeStyle = context.fillStyle = style;
-    context.lineWidth = 2;
-    context.beginPath();
-    for (const one of epochs) context.lineTo(x(one), y(one));
-    context.stroke();
-    const last = epochs[epochs.length - 1];
-    context.beginPath();
-    context.arc(x(last), y(last), 3, 0, 7);
-    context.fill();
-    context.font = `600 12px ${getComputedStyle(context.canvas).fontFamily}`;
-    context.textBaseline = "middle";
-    context.fillText(text(last), x(last) + 6, y(last));
-  }
-}
+curve.resized = () => drawCurve(curve, epochs);
 
 element("training").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -147,7 +118,9 @@ function takeTraining(event) {
     const epoch = JSON.parse(event.data);
     epochs.push(epoch);
     setText(element("progress"), `epoch ${epoch.epoch} of ${epoch.epochs}`);
-    drawCurve();
+    setText(element("loss"), epoch.loss.toFixed(3));
+    setText(element("accuracy"), `${(100 * epoch.accuracy).toFixed(1)} %`);
+    drawCurve(curve, epochs);
   } else if (event.name === "trained") {
     const { version, accuracy } = JSON.parse(event.data);
     setText(element("progress"), `done: ${version} reads ${(100 * accuracy).toFixed(1)} % correctly, and is served`);
