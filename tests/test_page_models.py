@@ -323,6 +323,19 @@ def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Op
         assert set(written) == {"0", "1.00", "2.00", "0 %", "50 %", "100 %", "epoch 1", "40"}
 
 
+def test_digits_and_bars_line_up_however_long_a_description_is(open_page: Open) -> None:
+    with engine_serving(rung_07) as (_, server):
+        page = open_page(server, {"width": 900, "height": 800})
+        page.get_by_role("button", name="A handwritten 4").click()
+        expect(reading(page, "v2")).to_have_text("4")
+        expect(page.locator(".bars").nth(1)).to_be_visible()
+
+        for part in (".digit", ".note", ".bars"):
+            tops = "all => all.map(one => one.getBoundingClientRect().top)"
+            first, second = page.locator(f".card {part}").evaluate_all(tops)
+            assert first == second
+
+
 def test_a_training_can_be_stopped(open_page: Open) -> None:
     with engine_serving(rung_07) as (engine, server):
         page = open_page(server)
