@@ -287,12 +287,14 @@ def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
 def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> None:
     with engine_serving(rung_07) as (_, server):
         page = open_page(server)
+        expect(page.get_by_text("Nothing yet.")).to_be_visible()
         page.get_by_role("button", name="A handwritten 5").click()
         page.get_by_label("Epochs").fill("6")
         page.get_by_role("button", name="Train").click()
         expect(page.locator("#progress")).to_contain_text("done: v3")
         expect(reading(page, "v3")).to_have_text("5")
         expect(page.locator("#events")).to_contain_text("digits v3: loaded")
+        expect(page.get_by_text("Nothing yet.")).to_be_hidden()
         pixels = "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
         assert page.locator("#curve").evaluate(f"canvas => {pixels}.some(value => value > 0)")
 

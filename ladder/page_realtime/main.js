@@ -144,6 +144,7 @@ for (const name of ["loaded", "unloaded", "idle", "default", "gap"]) {
     const row = make("li", {}, `${new Date().toLocaleTimeString()}  ${text}`);
     row.dataset.id = lastEventId;
     element("events").prepend(row);
+    element("no-events").hidden = true;
     while (element("events").children.length > 100) element("events").lastElementChild?.remove();
     showVersions();
   });
