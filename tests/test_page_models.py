@@ -61,6 +61,29 @@ def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any
 
 
 @pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+def test_a_table_is_a_stack_of_rows_on_a_phone(open_page: Open, rung: Any) -> None:
+    """Nothing is cut off, each cell says what column it is of, and to a screen reader it is a table."""
+    with engine_serving(rung) as (_, server):
+        page = open_page(server, NARROW)
+        box = page.locator(".scroll")
+        rows = box.locator("tbody [role=row]")
+        expect(rows).to_have_count(3)
+        assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+        titles = box.locator("thead [role=columnheader]").all_text_contents()
+        row = rows.nth(1)
+        expect(row.locator("[role=rowheader]")).to_have_count(1)
+        cells = row.locator("[role=cell]")
+        assert cells.evaluate_all("all => all.map(cell => cell.dataset.label)") == titles[1:]
+        shown = cells.first.evaluate("cell => getComputedStyle(cell, '::before').content")
+        assert titles[1] in shown
+        for part in [*cells.all(), *row.get_by_role("button").all()]:
+            expect(part).to_be_visible()
+            place = part.bounding_box()
+            assert place
+            assert 0 <= place["x"] < place["x"] + place["width"] <= NARROW["width"]
+
+
+@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
 def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
     with engine_serving(rung) as (_, server):
         page = open_page(server)

@@ -5,6 +5,7 @@ import { beginPad, Cards, clearFigures, showLoaded } from "./digits.js";
 import { element, make, setText } from "./dom.js";
 import { bytes, count, duration } from "./format.js";
 import { begin } from "./shell.js";
+import { labelCells } from "./tables.js";
 
 const cards = new Cards();
 /** @type {number[] | null} */ let drawn = null;
@@ -87,6 +88,7 @@ function showVersions(models) {
   }
   const focused = document.activeElement?.getAttribute("aria-label");
   element("versions").replaceChildren(...rows);
+  labelCells(element("versions"));
   if (focused) [...element("versions").querySelectorAll("button")].find((button) => button.ariaLabel === focused)?.focus();
 }
 
@@ -99,7 +101,7 @@ function showVersions(models) {
 function versionRow(name, model, version, info) {
   const isDefault = model.default === version;
   const score = model.task === "classification" ? `${(100 * info.held_out).toFixed(1)} %` : `R² ${info.held_out.toFixed(2)}`;
-  const buttons = make("td", { className: "buttons" });
+  const buttons = make("td", { className: "buttons wide" });
   const path = `/models/${name}/versions/${version}`;
   if (info.state === "unloaded") buttons.append(action("Load", `Load ${name} ${version}`, () => ask("PUT", path)));
   else if (!isDefault) {
@@ -109,7 +111,7 @@ function versionRow(name, model, version, info) {
     );
   }
   const row = make("tr", {}, make("th", { scope: "row" }, `${name} ${version}`));
-  for (const text of [isDefault ? "default" : "", info.state, score, info.bytes ? bytes(info.bytes) : "–", count(info.in_flight)]) {
+  for (const text of [isDefault ? "default" : "–", info.state, score, info.bytes ? bytes(info.bytes) : "–", count(info.in_flight)]) {
     row.append(make("td", {}, text));
   }
   row.append(buttons);

@@ -10,6 +10,7 @@ import { SAMPLES } from "./samples.js";
 import { begin } from "./shell.js";
 import { address, Socket } from "./socket.js";
 import { readEvents } from "./sse.js";
+import { labelCells } from "./tables.js";
 
 const cards = new Cards();
 /** @type {Map<string, number>} */ const asked = new Map(); // when, by version: its question is under way
@@ -251,6 +252,7 @@ element("measure").addEventListener("click", async () => {
   button.disabled = false;
 });
 
+labelCells(element("transports"));
 beginPad((features) => {
   drawn = [...features];
   read();
