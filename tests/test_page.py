@@ -355,6 +355,15 @@ def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, s
     assert page.evaluate("document.getAnimations().length") == 0
 
 
+@pytest.mark.parametrize("width", [NARROW["width"], 1280, WIDE["width"]])
+def test_the_slots_of_the_batch_stand_in_even_rows(pool: ServerPool, open_page: Open, width: int) -> None:
+    page = open_page(pool("04_continuous_batching.py"), {"width": width, "height": 900})
+    slots = page.locator(".slots i")
+    expect(slots).to_have_count(32)
+    tops = slots.evaluate_all("all => all.map(slot => slot.getBoundingClientRect().top)")
+    assert [tops.count(top) for top in sorted(set(tops))] == [16, 16]
+
+
 def test_the_bars_of_a_run_change_colours_with_the_page(pool: ServerPool, open_page: Open) -> None:
     page = open_page(pool("04_continuous_batching.py"), color_scheme="light")
     ask(page, 1, QUESTION)
