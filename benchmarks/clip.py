@@ -3,7 +3,8 @@
     python -m benchmarks.clip
 
 What it shows was measured: both servers are started, and tell which request had which row of which forward
-pass. A headless Chromium draws the frames and encodes them.
+pass. A headless Chromium draws the frames and encodes them, and draws the picture that the page shows
+before the clip is played.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.browser import chromium
+from benchmarks.screenshots import save
 from benchmarks.webm import Frame, webm
 from ladder import ROOT
 from ladder.launch import running_rungs
@@ -21,10 +23,13 @@ from ladder.scenes import STREAM, arrivals, warm_up
 from ladder.trace import Step
 
 CLIP = ROOT / "ladder" / "clips" / "batching.webm"
+POSTER = ROOT / "ladder" / "page_files" / "batching.png"
 PAGE = Path(__file__).with_name("clip.html")
 WIDTH, HEIGHT = 960, 540
 FRAMES_PER_SECOND = 12
 SECONDS = 16
+TELLING = 0.85
+"""How far the clip is when it shows what it is about, as a share of the longer run."""
 RUNGS = {"03_batching.py": "Rung 03: batching", "04_continuous_batching.py": "Rung 04: continuous batching"}
 
 
@@ -54,15 +59,18 @@ def main() -> None:
         "height": HEIGHT,
         "rate": FRAMES_PER_SECOND,
         "seconds": SECONDS,
+        "poster": TELLING,
         "panels": panels,
     }
     with chromium() as browser:
         page = browser.new_page()
         page.goto(PAGE.as_uri())
         encoded = page.evaluate("settings => encode(settings)", settings)
+        poster = page.evaluate("settings => poster(settings)", settings)
     frames = [Frame(one["milliseconds"], one["key"], base64.b64decode(one["data"])) for one in encoded]
     CLIP.parent.mkdir(exist_ok=True)
     CLIP.write_bytes(webm(frames, WIDTH, HEIGHT, 1000 * SECONDS))
+    save(base64.b64decode(poster), POSTER)
     print(f"{CLIP.relative_to(ROOT)}: {CLIP.stat().st_size:,} bytes, {len(frames)} frames")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import re
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from ladder import ROOT
@@ -66,6 +68,23 @@ def test_the_clip_is_small_and_plays_and_seeks(page: Page) -> None:
             video.play();
         })"""
     )
+
+
+def test_a_telling_picture_stands_before_the_bundled_clip_is_played(
+    page: Page, server: Server, uploads: Path
+) -> None:
+    video = page.locator("#video")
+    expect(video).to_have_attribute("poster", "/page/batching.png")
+    answer = server.request("GET", "/page/batching.png")
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.body)) as picture:
+        assert picture.size == (960, 540)
+    page.locator("#chooser").set_input_files(
+        {"name": "own.webm", "mimeType": "video/webm", "buffer": CLIP.read_bytes()}
+    )
+    page.locator("#choice").select_option(value="/uploads/own.webm")
+    expect(video).to_have_attribute("poster", "")
+    (uploads / "own.webm").unlink()
 
 
 def test_parts_make_the_whole(page: Page) -> None:

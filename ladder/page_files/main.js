@@ -48,11 +48,14 @@ async function list() {
   if (choice.value !== chosen) play();
 }
 
+const POSTERS = new Map([["/stream-video/batching.webm", "/page/batching.png"]]); // else the first frame is shown
 let fetching = new AbortController(); // the parts of the file that is chosen
 
 function play() {
   fetching.abort();
-  /** @type {HTMLVideoElement} */ (element("video")).src = choice.value;
+  const video = /** @type {HTMLVideoElement} */ (element("video"));
+  video.poster = POSTERS.get(choice.value) ?? "";
+  video.src = choice.value;
   map.clear();
   setText(element("parts-status"), "");
   partsButton.disabled = false;
