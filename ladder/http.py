@@ -37,6 +37,10 @@ STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
+class _ReadsNothing(Exception):
+    """A name of its own: a disk that times out raises a `TimeoutError` as well."""
+
+
 class Stream(StreamingResponse):
     """A response from an async generator that is closed the moment the response is over.
 
@@ -57,12 +61,15 @@ class Stream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: MutableMapping[str, Any]) -> None:
-            async with asyncio.timeout(self.patience):
-                await send(message)
+            try:
+                async with asyncio.timeout(self.patience):
+                    await send(message)
+            except TimeoutError:
+                raise _ReadsNothing from None
 
         try:
             await super().stream_response(send_in_time)
-        except TimeoutError:
+        except _ReadsNothing:
             logger.warning("a client read nothing for %g s and was dropped", self.patience)
         finally:
             self._over()

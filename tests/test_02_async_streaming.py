@@ -7,9 +7,10 @@ a server that is told to stop.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
-from collections.abc import MutableMapping, Sequence
+from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,25 @@ def test_a_client_that_never_reads_is_dropped_and_its_state_freed(
     assert len(client.pieces) == events
     assert events <= len(passes.kinds) <= events + 1
     assert b"[DONE]" not in b"".join(client.pieces)
+
+
+def test_a_producer_that_times_out_is_not_taken_for_a_client_that_never_reads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A disk's ETIMEDOUT is a TimeoutError too: it goes on, as any other failure does."""
+    ended: list[str] = []
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield b"data: {}\n\n"
+        raise OSError(errno.ETIMEDOUT, "the disk does not answer")
+
+    async def send(_: Message) -> None:
+        return None
+
+    with pytest.raises(TimeoutError, match="the disk does not answer"):
+        asyncio.run(EventStream(pieces(), over=lambda: ended.append("over")).stream_response(send))
+    assert ended == ["over"]
+    assert caplog.messages == []
 
 
 def test_beside_a_client_that_never_reads_others_are_served(endless_model: Model) -> None:
