@@ -222,6 +222,29 @@ def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> Non
     assert kinds == [*[[0], []] * 12, [0], [1]]  # 13 pieces of 16; between two of them, a token
 
 
+@pytest.mark.parametrize("leaves", [True, False], ids=["below who writes", "above who writes"])
+def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
+    bundled: Model, leaves: bool
+) -> None:
+    """Below a slot that writes, a prompt's row takes part in passes for tokens, which are not for it."""
+    core = core_over(bundled, prefill_chunk=16)
+    execute = core.runner.execute
+    core.runner.execute = lambda step: (execute(step)[0], 1.0)
+    for number in (0, 1):
+        core.handle(job(number, 10, 60))
+    while not core.step().tokens:
+        pass
+    core.handle(job(2, 160, 4))
+    core.step()
+    if leaves:
+        core.handle(Abort(0))  # and the last one, whose prompt is being read, moves into its slot
+        assert core.works[2].slot < core.works[1].slot
+    tokens: list[Any] = []
+    while not tokens:
+        tokens = [token for token in core.step().tokens if token.id == 2]
+    assert tokens[0].milliseconds == 10
+
+
 def test_the_oldest_is_not_overtaken_by_shorter_ones(bundled: Model) -> None:
     """The first in the queue needs more room than is free; the small ones behind it wait too."""
     core = core_over(bundled, max_batch=4, kv_memory=1)  # one MiB: 256 tokens
