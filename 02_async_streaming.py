@@ -80,6 +80,8 @@ class Engine:
         self.stopping = False
 
     def submit(self, request: GenerateRequest) -> Sequence:
+        if self.stopping:
+            raise ServerStopping
         sequence = Sequence(self.model, request)
         self.active[sequence] = self.tokens(sequence)
         return sequence

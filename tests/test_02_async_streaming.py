@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ladder.client import Client, Measurement
+from ladder.engine import ServerStopping
 from ladder.http import EventStream
 from ladder.loading import Model, load_model
 from ladder.schema import GenerateRequest
@@ -297,6 +298,16 @@ def test_health_is_answered_between_the_steps_of_a_stream(endless_model: Model) 
     steps = [health["steps"] for health in seen]
     assert steps == sorted(steps)
     assert steps[-1] < 3000
+
+
+def test_an_engine_that_stops_takes_no_more_requests(endless_model: Model) -> None:
+    passes = Passes()
+    engine = engine_over(endless_model, passes)
+    engine.stop()
+    with pytest.raises(ServerStopping):
+        engine.submit(GenerateRequest(prompt=STORY))
+    assert engine.health().running == 0
+    assert passes.kinds == []
 
 
 def test_a_server_that_stops_tells_the_requests_that_are_open(endless: Path) -> None:
