@@ -57,7 +57,8 @@ class WindowDetokenizer:
     Decodes the last tokens with and without the new one and gives out the difference: the first
     word of a text is written differently from the same word later, so a token needs one before it. A
     run of byte tokens such as <0xE4> is decoded as a whole or, if one byte of it is wrong, not at
-    all; so nothing of it is given out before a token of another kind has ended it.
+    all; so nothing of it is given out before a token of another kind has ended it. Nor is a text that
+    ends in U+FFFD: it may stand for a character whose last bytes are still to come.
     """
 
     def __init__(self, backend: Backend, special_ids: AbstractSet[int]) -> None:
@@ -71,11 +72,20 @@ class WindowDetokenizer:
         if token is None or token_id in self._special_ids:
             return ""  # is never shown, and does not end a run of byte tokens either
         self._held.append(token_id)
-        return "" if BYTE_TOKEN.fullmatch(token) else self.flush()
+        if BYTE_TOKEN.fullmatch(token):
+            return ""
+        text = self._text()
+        return "" if text.endswith("\ufffd") else self._give_out(text)
 
     def flush(self) -> str:
-        before = self._backend.decode(self._context)
-        piece: str = self._backend.decode(self._context + self._held)[len(before) :]
+        return self._give_out(self._text())
+
+    def _text(self) -> str:
+        text: str = self._backend.decode(self._context + self._held)
+        return text
+
+    def _give_out(self, text: str) -> str:
+        piece = text[len(self._backend.decode(self._context)) :]
         # Tokens that have shown nothing cannot stand for "not the first word".
         self._context = self._held if piece else self._context + self._held
         self._held = []

@@ -86,9 +86,17 @@ def plain_added_tokens_tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
+def wrapped_byte_level_tokenizer() -> Tokenizer:
+    """The bundled vocabulary with its decoder in a sequence, as some checkpoints write it."""
+    backend = Backend.from_str(json.dumps(json.loads((BUNDLED / "tokenizer.json").read_bytes())))
+    backend.decoder = decoders.Sequence([decoders.ByteLevel()])
+    return Tokenizer(backend)
+
+
 FALLBACK = byte_fallback_tokenizer()
 METASPACE = metaspace_tokenizer()
 ADDED = plain_added_tokens_tokenizer()
+WRAPPED = wrapped_byte_level_tokenizer()
 
 
 def sequences(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
@@ -108,6 +116,11 @@ def fallback_ids(tokens: str) -> list[int]:
 
 def byte_run(text: bytes) -> list[int]:
     return [id_of(FALLBACK, f"<0x{byte:02X}>") for byte in text]
+
+
+def bundled_bytes(data: bytes) -> list[int]:
+    characters = {byte: character for character, byte in byte_level_alphabet().items()}
+    return [id_of(BUNDLED_TOKENIZER, characters[byte]) for byte in data]
 
 
 byte_runs = st.one_of(
@@ -151,8 +164,7 @@ def test_bundled_tokens_in_any_order_are_streamed_exactly(ids: list[int]) -> Non
 @given(data=st.binary(max_size=20), places=st.lists(st.integers(0, 20), max_size=2))
 def test_bundled_bytes_that_are_no_utf8_are_streamed_exactly(data: bytes, places: list[int]) -> None:
     """Byte tokens only, with the end token here and there between the bytes of one character."""
-    characters = {byte: character for character, byte in byte_level_alphabet().items()}
-    ids = [id_of(BUNDLED_TOKENIZER, characters[byte]) for byte in data]
+    ids = bundled_bytes(data)
     for place in places:
         ids.insert(place, id_of(BUNDLED_TOKENIZER, SPECIAL))
     assert BUNDLED_TOKENIZER.decode(ids) == data.decode(errors="replace")
@@ -227,6 +239,21 @@ def test_byte_fallback_shows_each_word_at_once() -> None:
 @given(ids=sequences(METASPACE))
 def test_metaspace_is_streamed_exactly(ids: list[int]) -> None:
     exact_at_every_length(METASPACE, ids)
+
+
+@given(text=texts)
+def test_texts_are_streamed_exactly_if_the_byte_level_decoder_is_in_a_sequence(text: str) -> None:
+    exact_at_every_length(WRAPPED, WRAPPED.encode(text))
+
+
+@given(ids=st.one_of(sequences(WRAPPED), st.binary(max_size=20).map(bundled_bytes)))
+def test_any_tokens_are_streamed_exactly_if_the_byte_level_decoder_is_in_a_sequence(ids: list[int]) -> None:
+    exact_at_every_length(WRAPPED, ids)
+
+
+def test_in_a_sequence_too_a_character_is_shown_with_its_last_byte() -> None:
+    ids = BUNDLED_TOKENIZER.encode("a 😀 é 日本 b 👩🏽‍🚀")
+    assert pieces(WRAPPED, ids) == pieces(BUNDLED_TOKENIZER, ids)
 
 
 @given(text=texts)
