@@ -124,7 +124,7 @@ class Generate:
 
 
 class Completions:
-    """OpenAI's: an event may hold several tokens, or none; how many there were is said at the end."""
+    """OpenAI's: an event may hold several tokens, or no text; how many there were is said at the end."""
 
     path = "/v1/completions"
 
@@ -140,7 +140,7 @@ class Completions:
         self.take_usage(measurement, data)
         for choice in data.get("choices", []):
             measurement.finish_reason = choice.get("finish_reason") or measurement.finish_reason
-            return choice.get("text") or None
+            return choice.get("text") or ""
         return None
 
     def take_answer(self, measurement: Measurement, answer: dict[str, Any]) -> None:

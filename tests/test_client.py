@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladder.client import Client, Measurement, median, percentile, take_answer, take_event
+from ladder.client import Client, Completions, Measurement, median, percentile, take_answer, take_event
 from ladder.sse import Event
 
 
@@ -67,6 +69,18 @@ def test_a_stream_is_put_together_from_its_events() -> None:
     assert seen.done
     assert seen.error is None
     assert 0 < seen.token_times[0] <= seen.token_times[1] <= seen.ended
+
+
+def test_in_openais_dialect_a_chunk_counts_if_it_has_a_choice_even_without_a_text() -> None:
+    """Half a character, or a special token, took its time too; the usage at the end is no token."""
+    seen, dialect = Measurement(sent=0.0, status=200), Completions("stub")
+    choices = [{"text": ""}, {"text": None}, {"text": "é"}, {"finish_reason": "length"}]
+    chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
+    chunks += [{"choices": [], "usage": {"completion_tokens": 3}}, {"id": "x"}]
+    for number, chunk in enumerate(chunks):
+        take_event(seen, Event(json.dumps(chunk)), None, dialect)
+        assert len(seen.token_times) == min(number + 1, len(choices))
+    assert (seen.text, seen.tokens, seen.finish_reason) == ("é", 3, "length")
 
 
 def test_an_error_event_is_no_proper_end() -> None:

@@ -102,7 +102,7 @@ def test_the_client_speaks_openai(stub_app: FastAPI, stub_url: str) -> None:
     }
     assert seen.text == "".join(STUB_TEXTS)
     assert (seen.done, seen.finish_reason) == (True, "length")
-    assert len(seen.token_times) == 3, "a time for each chunk with a text"
+    assert len(seen.token_times) == 5, "a time for each chunk with a choice, the empty ones as well"
     assert seen.tokens == STUB_TOKENS, "as the server counts them"
     assert seen.tpot == (seen.e2el - seen.ttft) / (STUB_TOKENS - 1)
 
