@@ -16,7 +16,7 @@ loop needs it for every token of every stream. So the engine moves out:
 - On two cores the second process brings no throughput (benchmarks/README.md has the figures). What it brings:
   an engine can die alone, and is replaced.
 - The engine is watched. When it dies or falls silent, open streams get an error event at once, /ready says
-  503, /health goes on, and a new engine is started, after a pause that grows if it keeps dying.
+  503, /health goes on, and a new engine is started, after a pause that grows while none gets ready.
 
     python 05_async_scheduling.py --demo
     python 05_async_scheduling.py
