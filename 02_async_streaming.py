@@ -20,7 +20,7 @@ have left. Three changes mend that:
          -d '{"prompt": "Tell me a story about a fox.", "stream": true}' localhost:5000/generate
 
 What is still wrong: every request is a batch of one. Two clients take turns, step by step, so that each
-gets half the speed, though the model could compute both tokens in hardly more time than one. And nothing
+gets half the speed, though the model could compute both tokens in little more time than one. And nothing
 limits how many come in.
 """
 
