@@ -22,7 +22,8 @@ and generated together:
 
 What is still wrong: a batch, once closed, stays closed. Who comes a moment later waits for the longest
 answer in it; a short answer holds its row to the end, and the model works on for nobody; and whatever
-breaks a pass breaks it for the whole batch.
+breaks a pass breaks it for the whole batch. Nor has the memory for keys and values a bound: each row gets as
+much as the longest request of its batch may need, and nobody asks whether there is so much.
 """
 
 from __future__ import annotations
