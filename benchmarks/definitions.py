@@ -49,12 +49,12 @@ Trace = Sequence[Request]
 
 
 def tpot_of_vllm(trace: Trace) -> list[float]:
-    """vLLM's TPOT, SGLang's, AIPerf's ITL: from the first token to the last, over the gaps; one a request."""
+    """vLLM's TPOT, AIPerf's ITL: from the first token to the last, over the gaps; one a request."""
     return [(one.last - one.first) / (one.count - 1) for one in trace]
 
 
 def tpot_of_this_repository(trace: Trace) -> list[float]:
-    """The same up to the end of the stream, as E2EL is understood here."""
+    """Ours and SGLang's: the same up to the end of the stream, as E2EL is understood here."""
     return [(one.ended - one.first) / (one.count - 1) for one in trace]
 
 
@@ -69,7 +69,7 @@ def itl_of_llmperf(trace: Trace) -> list[float]:
 
 
 def itl_of_vllm(trace: Trace) -> list[float]:
-    """vLLM's ITL and SGLang's: every single gap of every request."""
+    """vLLM's ITL, and SGLang's if a chunk is a token: every single gap of every request."""
     return [gap for one in trace for gap in gaps(one)]
 
 
