@@ -1,6 +1,7 @@
 """The measuring client: the same for demos, tests, notebooks and benchmarks.
 
-Names and definitions are those of `vllm bench serve`:
+Names and definitions are those of `vllm bench serve`, but that E2EL, and TPOT with it, lasts until the stream
+is closed, where vLLM's ends with the last token, and that a percentile is a value that was measured:
 
     E2EL   end-to-end latency: from before the request is sent until the answer is complete
     TTFT   time to first token: from before the request is sent until the first token is there
