@@ -143,23 +143,44 @@ class Show:
             }
             print(json.dumps(result, indent=2))
             return
-        lines = [["", *figures]]
-        for key, title in rows.items():
-            lines.append([title, *(formatted(key, column.get(key)) for column in figures.values())])
-        if len(figures) > MOST_COLUMNS:  # many contenders: a line each
-            lines = [list(line) for line in zip(*lines, strict=True)]
-        table = Table(*lines[0], box=box.SIMPLE_HEAD, pad_edge=False)
-        table.columns[0].no_wrap = len(figures) > MOST_COLUMNS  # names are told apart by their ends
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for line in lines[1:]:
-            table.add_row(*line)
-        self.console.print(table)
+        for table in tables(rows, figures):
+            self.console.print(table)
         self.console.print(
             f"[dim]measured just now: {machine['processor']}, {machine['cores']} cores, "
             f"torch {machine['torch']}\n{command_line()}[/dim]",
             soft_wrap=True,
         )
+
+
+def tables(rows: Mapping[str, str], figures: Mapping[str, Figures]) -> Iterator[Table]:
+    """A line a figure and a column a contender. Many contenders have a line each, and what only some of
+    them were measured for is a table of its own: so all of it fits into 80 columns."""
+    if len(figures) <= MOST_COLUMNS:
+        yield table([["", *figures], *(line(key, title, figures) for key, title in rows.items())])
+        return
+    measured: dict[tuple[str, ...], list[list[str]]] = {}
+    for key, title in rows.items():
+        names = tuple(name for name, column in figures.items() if key in column)
+        some = {name: figures[name] for name in names}
+        measured.setdefault(names, [["", *names]]).append(line(key, title, some))
+    for lines in measured.values():
+        yield table([list(turned) for turned in zip(*lines, strict=True)])
+
+
+def line(key: str, title: str, figures: Mapping[str, Figures]) -> list[str]:
+    return [title, *(formatted(key, column.get(key)) for column in figures.values())]
+
+
+def table(lines: Sequence[Sequence[str]]) -> Table:
+    """The first line has the headings, and only the first column may be broken over several lines."""
+    heading, *others = lines
+    made = Table(*heading, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in made.columns[1:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for cells in others:
+        made.add_row(*cells)
+    return made
 
 
 def formatted(key: str, value: float | None) -> str:

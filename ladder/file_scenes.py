@@ -30,12 +30,12 @@ SMALLEST_PIECE = 8 * 1024
 
 ROWS = {
     "first_byte_ms": "first byte",
-    "mib_per_second": "8 clients, MiB/s",
-    "memory_mib": "more MiB",
-    "upload_memory_mib": "upload, more MiB",
+    "mib_per_second": f"{CLIENTS} clients, MiB/s",
+    "memory_mib": f"{CLIENTS} clients, more MiB",
     "upload_mib_per_second": "upload, MiB/s",
-    "slow_done_ms": "slow disk, done",
-    "slow_health_ms": "worst /health",
+    "upload_memory_mib": "upload, more MiB",
+    "slow_done_ms": f"slow disk, {CLIENTS} clients done",
+    "slow_health_ms": "worst /health meanwhile",
 }
 
 
