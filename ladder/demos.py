@@ -72,6 +72,8 @@ async def warm_up_all(show: Show, servers: Mapping[str, str]) -> None:
 
 
 MOST_COLUMNS = 4
+LANE_COLUMNS, LANE_LINES = 24, 10
+"""So wide is a lane at least, and so many lines have those together that are one below the other."""
 
 Draw = Callable[[Path], None]
 """Makes the figure for --plot."""
@@ -105,13 +107,19 @@ class Show:
 
     @contextmanager
     def lanes(self, *names: str) -> Iterator[list[Lane]]:
-        """One panel for each request that is watched, side by side."""
+        """One panel for each request that is watched, side by side as far as there is room."""
         lanes = [Lane(name) for name in names]
         if self.options.json:
             yield lanes
             return
-        with Live(get_renderable=lambda: side_by_side(lanes), console=self.console, refresh_per_second=15):
+        with Live(
+            get_renderable=lambda: side_by_side(lanes, self.console),
+            console=self.console,
+            refresh_per_second=15,
+        ):
             yield lanes
+        if not self.console.is_terminal:
+            self.console.line()  # which Live ends only on a terminal
 
     def timelines(self, servers: Mapping[str, Sequence[Step]]) -> None:
         """One below the other, to the same scale."""
@@ -225,21 +233,34 @@ class Lane:
         if self.measurement is None:
             return f"nothing for {clock() - self.started:.1f} s"
         first = formatted("_ms", 1000 * self.measurement.ttft)
-        if self.measurement.error:
-            return f"error: {self.measurement.error['message']}"
         if not self.measurement.ended:
             return f"first token {first}"
-        return f"{first} to {formatted('_ms', 1000 * self.measurement.e2el)}"
+        last = formatted("_ms", 1000 * self.measurement.e2el)
+        return f"broken off after {last}" if self.measurement.error else f"{first} to {last}"
 
-    def __rich__(self) -> Panel:
-        return Panel(Text(self.text.strip()), title=self.name, subtitle=self.status(), height=12)
+    def body(self) -> Text:
+        text = Text(self.text.strip())
+        if self.measurement and self.measurement.error:
+            text.append(f"\n\nerror: {self.measurement.error['message']}", "red")
+        return text
+
+    def panel(self, console: Console, width: int, height: int) -> Panel:
+        """The newest lines of the text, between a frame and a blank on either side."""
+        lines = self.body().wrap(console, width - 4)[-height:]
+        return Panel(
+            Text("\n").join(lines), title=self.name, subtitle=self.status(), width=width, height=height + 2
+        )
 
 
-def side_by_side(lanes: Sequence[Lane]) -> RenderableType:
-    grid = Table.grid(expand=True)
-    for _ in lanes:
-        grid.add_column(ratio=1)
-    grid.add_row(*lanes)
+def side_by_side(lanes: Sequence[Lane], console: Console) -> RenderableType:
+    """In as many rows as it takes for every title to be whole."""
+    rows = -(-len(lanes) // max(1, console.width // LANE_COLUMNS))
+    columns = -(-len(lanes) // rows)
+    grid = Table.grid()
+    for first in range(0, len(lanes), columns):
+        row = lanes[first : first + columns]
+        panels = (lane.panel(console, console.width // columns, LANE_LINES // rows) for lane in row)
+        grid.add_row(*panels)
     return grid
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ladder import ROOT, file_scenes
 from ladder.cli import DemoOptions, ListenConfig
+from ladder.client import Measurement
 from ladder.demos import Show, formatted
 from ladder.scenes import Figures
 
@@ -48,3 +49,40 @@ def test_many_contenders_have_a_line_each_with_every_heading_and_figure_whole(
         cells = " ".join(line.partition(name)[2] for line in lines if line.lstrip().startswith(name))
         for key, value in column.items():
             assert formatted(key, value) in cells
+
+
+LANES = {
+    "one": ("05: a story, until the engine is killed",),
+    "two": ("02", "03"),
+    "three": ("01", "02, stream: false", "02, stream: true"),
+    "four": ("03: the long one", "03: the late one", "04: the long one", "04: the late one"),
+}
+
+
+@pytest.mark.parametrize("names", LANES.values(), ids=LANES)
+def test_titles_times_and_the_newest_words_of_the_lanes_are_whole(
+    show: Show, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with show.lanes(*names) as lanes:
+        for number, lane in enumerate(lanes):
+            lane.begin()
+            seen = Measurement(sent=0, token_times=[0.123], ended=12.3)
+            lane.on_token(seen, "Once upon a time there was a fox. " * 40 + f"The end {number}.")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= COLUMNS
+    assert shown.count("123 ms to 12.3 s") == len(names)
+    for number, name in enumerate(names):
+        assert f" {name} " in shown
+        assert f"The end {number}." in " ".join(shown.replace("│", " ").split())
+    assert shown.endswith("╯\n"), "what comes next begins a line of its own"
+
+
+def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "the engine has died and is being started again; send the request again in a while"
+    with show.lanes("05") as (lane,):
+        lane.begin()
+        seen = Measurement(sent=0, token_times=[0.1], ended=0.5, error={"message": message})
+        lane.on_token(seen, "Once upon a time")
+    shown = capsys.readouterr().out
+    assert message in " ".join(shown.replace("│", " ").split())
+    assert "broken off after 500 ms" in shown
