@@ -17,7 +17,7 @@ from rich.text import Text
 from ladder.cli import DemoOptions, ListenConfig
 from ladder.client import Measurement, clock
 from ladder.launch import running_rungs
-from ladder.machine import command_line, describe_machine
+from ladder.machine import busy_percent, command_line, describe_machine
 from ladder.scenes import (
     LATE,
     LONG,
@@ -72,6 +72,9 @@ async def warm_up_all(show: Show, servers: Mapping[str, str]) -> None:
 
 
 MOST_COLUMNS = 4
+MOST_BUSY_PERCENT = 25
+"""When other programs take more, figures are theirs as much as ours."""
+
 LANE_COLUMNS, LANE_LINES = 24, 10
 """So wide is a lane at least, and so many lines have those together that are one below the other."""
 
@@ -88,6 +91,8 @@ class Show:
         self.options = options
         self.console = Console(quiet=options.json, highlight=False)
         self.console.print(f"\n[bold]{title}[/bold]")
+        # Before there are servers: later, nobody could tell their work from that of others.
+        self.others_percent = 0 if options.json else busy_percent()
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
@@ -158,6 +163,12 @@ class Show:
             f"torch {machine['torch']}\n{command_line()}[/dim]",
             soft_wrap=True,
         )
+        if self.others_percent > MOST_BUSY_PERCENT:
+            self.console.print(
+                f"[yellow]Other programs kept this machine busy ({self.others_percent:.0f} % of it when the "
+                "demo began): the figures are not comparable.[/yellow]",
+                soft_wrap=True,
+            )
 
 
 def tables(rows: Mapping[str, str], figures: Mapping[str, Figures]) -> Iterator[Table]:

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 WIDE = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 """The instructions that decide how fast a product is, by their names in Linux; elsewhere none is told."""
 
@@ -39,6 +41,14 @@ def cpuinfo(field: str) -> str:
     except OSError:
         pass
     return ""
+
+
+def busy_percent(seconds: float = 0.3) -> float:
+    """How much of the machine works while we wait, hence for others; 0 where the system does not tell."""
+    try:
+        return psutil.cpu_percent(seconds)
+    except (OSError, psutil.Error):
+        return 0
 
 
 def command_line() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import psutil
 import pytest
 
 from ladder import ROOT, file_scenes
@@ -16,10 +17,16 @@ from ladder.scenes import Figures
 COLUMNS = 80
 
 
+def on_a_machine(busy_percent: float, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """A demo that begins while other programs take so much of the processor."""
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy_percent)
+    return Show("What is shown", ListenConfig(), DemoOptions(json=False, plot=None))
+
+
 @pytest.fixture
 def show(monkeypatch: pytest.MonkeyPatch) -> Show:
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
-    return Show("What is shown", ListenConfig(), DemoOptions(json=False, plot=None))
+    return on_a_machine(0, monkeypatch)
 
 
 def demo_figures(rung: str) -> Mapping[str, Figures]:
@@ -86,3 +93,24 @@ def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert message in " ".join(shown.replace("│", " ").split())
     assert "broken off after 500 ms" in shown
+
+
+@pytest.mark.parametrize(("busy", "told"), [(5, False), (60, True)])
+def test_figures_from_a_machine_that_others_keep_busy_say_so(
+    busy: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = on_a_machine(busy, monkeypatch)
+    lines = conclusion(show, {"steps": "forward passes"}, {"01": {"steps": 3}}, capsys)
+    assert any("not comparable" in line for line in lines) == told
+
+
+def test_where_the_system_does_not_tell_how_busy_it_is_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(interval: float) -> float:
+        raise PermissionError
+
+    monkeypatch.setattr(psutil, "cpu_percent", refuse)
+    show = Show("What is shown", ListenConfig(), DemoOptions(json=False, plot=None))
+    lines = conclusion(show, {"steps": "forward passes"}, {"01": {"steps": 3}}, capsys)
+    assert not any("not comparable" in line for line in lines)
