@@ -27,6 +27,8 @@ What is wrong here, on purpose:
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import time
@@ -42,7 +44,6 @@ from werkzeug.wrappers import Response
 from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
 from ladder.client import Client
-from ladder.errors import errors_in_one_line
 from ladder.loading import Model
 from ladder.pages import add_flask_page, describe
 from ladder.schema import (

@@ -26,6 +26,8 @@ limits how many come in.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import time
@@ -40,7 +42,6 @@ from pydantic import SerializeAsAny
 from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, parse
 from ladder.engine import ServerStopping, StreamingEngine
-from ladder.errors import errors_in_one_line
 from ladder.http import (
     CLIENT_CLOSED_REQUEST,
     STREAM_AND_ERRORS,

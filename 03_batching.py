@@ -28,6 +28,8 @@ much as the longest request of its batch may need, and nobody asks whether there
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import threading
@@ -42,7 +44,6 @@ from torch import Tensor
 from ladder import demos, import_rung, plots, scenes, trace
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
 from ladder.engine import QueueFull, ServerStopping
-from ladder.errors import errors_in_one_line
 from ladder.frontend import Frontend
 from ladder.http import log_failure
 from ladder.loading import Model

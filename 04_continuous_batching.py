@@ -25,6 +25,8 @@ streams are written the model waits for the interpreter, and /health waits for t
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import threading
@@ -37,7 +39,7 @@ from msgspec.structs import asdict
 from ladder import demos, import_rung, plots, scenes, trace
 from ladder.cli import DemoOptions, EngineConfig, parse
 from ladder.engine import QueueFull, ServerStopping
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.frontend import Frontend
 from ladder.http import log_failure
 from ladder.loading import Model

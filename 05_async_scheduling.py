@@ -27,6 +27,8 @@ What is still wrong: one node and one model. And a second process is not free.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import sys
@@ -45,7 +47,7 @@ from ladder import demos, import_rung, plots, scenes
 from ladder.channel import ChildProcess, ParentProcess
 from ladder.cli import DemoOptions, EngineConfig, option, parse
 from ladder.engine import QueueFull, ServerStopping, Unavailable
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.frontend import Frontend, vocabulary_of
 from ladder.http import logger
 from ladder.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update

@@ -25,6 +25,8 @@ that something has happened, nor show a drawing while it is being drawn.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import hashlib
 import os
@@ -45,7 +47,6 @@ from ladder import predictions as wire
 from ladder.cli import DemoOptions, PredictionConfig, parse
 from ladder.coalescing import Coalescer, Places
 from ladder.engine import ServerStopping, Unavailable
-from ladder.errors import errors_in_one_line
 from ladder.experiment import Books, add_books
 from ladder.http import EventStream, answer_errors_in_our_shape
 from ladder.pages import Rung, add_page, describe

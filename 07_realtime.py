@@ -24,6 +24,8 @@ What is still wrong: everything that is sent fits into one message; a video or a
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import json
 import secrets
@@ -41,7 +43,6 @@ from starlette.websockets import WebSocket
 from ladder import demos, import_rung, realtime_scenes, websockets
 from ladder import predictions as wire
 from ladder.cli import DemoOptions, PredictionConfig, option, parse, seconds, whole_number
-from ladder.errors import errors_in_one_line
 from ladder.http import EventStream
 from ladder.metrics import Meter, Metered
 from ladder.pages import describe

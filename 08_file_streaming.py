@@ -28,6 +28,8 @@ What is still wrong: the file goes through Python on its way from the disk to th
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line  # before all else: it says why
+
 import asyncio
 import os
 import time
@@ -45,7 +47,6 @@ from werkzeug.http import http_date, parse_accept_header
 from ladder import ROOT, demos, file_scenes
 from ladder.access_log import AccessLog
 from ladder.cli import DemoOptions, ListenConfig, option, parse, whole_number
-from ladder.errors import errors_in_one_line
 from ladder.export import csv_pieces, gzip_pieces
 from ladder.files import FILE_HEADERS, answer_file_errors, not_modified
 from ladder.folder import Folder, Listed, OpenFile, Stored, attachment, check_name

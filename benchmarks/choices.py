@@ -8,6 +8,8 @@ those of `random:smollm2-135m`, each request with 64 tokens behind it.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import gc
 import math
@@ -32,7 +34,6 @@ from benchmarks.results_file import RESULTS, write_result
 from ladder import linear
 from ladder.cli import whole_number
 from ladder.client import median
-from ladder.errors import errors_in_one_line
 from ladder.linear import Linear
 from ladder.loading import load_model
 from ladder.model import Decoder

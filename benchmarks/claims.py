@@ -18,6 +18,8 @@ A sentence that says which of two is the lesser holds only as long as the result
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import json
 import os
@@ -33,7 +35,7 @@ from rich.console import Console
 from benchmarks import definitions
 from benchmarks.results_file import RESULTS
 from ladder import ROOT
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 
 CLAIM = re.compile(
     r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<unit>[^\d<\n]{0,24})<!-- (?P<source>(?:(?! less than )[^>])+?) -->"

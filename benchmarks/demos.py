@@ -9,6 +9,8 @@ other rungs' figures stay as they were. Rung 07's page shows some of its rung's.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import json
 import os
@@ -25,7 +27,7 @@ from benchmarks.results_file import RESULTS, save, write_result
 from ladder import ROOT
 from ladder.cli import whole_number
 from ladder.client import median
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.machine import describe_machine
 
 SCRIPTS = {script.name[:2]: script.name for script in sorted(ROOT.glob("[0-9][0-9]_*.py"))}

@@ -8,6 +8,8 @@ is that of the answers of 200 documents drawn anew (the kinds of text it was tra
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import os
 import random
 from collections.abc import Sequence
@@ -20,7 +22,6 @@ from rich.table import Table
 from benchmarks.results_file import RESULTS, write_result
 from ladder import import_rung
 from ladder.cli import DTYPES, EngineConfig
-from ladder.errors import errors_in_one_line
 from ladder.loading import Model, load_model
 from ladder.messages import Job
 from ladder.sampling import SamplingSettings

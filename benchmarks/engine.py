@@ -10,6 +10,8 @@ Every contender is a process of its own that is idle while the others are measur
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import asyncio
 import json
@@ -33,7 +35,6 @@ from benchmarks.results_file import RESULTS, write_result
 from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
 from ladder.client import Completions, median, percentile
-from ladder.errors import errors_in_one_line
 from ladder.launch import RungProcess, ServerProcess
 from ladder.linear import onednn_has_bfloat16
 from ladder.loading import load_model

@@ -11,6 +11,8 @@ instructions; one that is built where it runs is faster.
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import json
 import sys
 import tempfile
@@ -23,7 +25,7 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.peers import save_checkpoint
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.launch import READY
 from ladder.loading import RANDOM_SHAPES
 

@@ -10,6 +10,8 @@ Two figures, each a ratio of medians on an idle server:
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import asyncio
 import os
@@ -26,7 +28,6 @@ from rich.table import Table
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
 from ladder.client import Client, median
-from ladder.errors import errors_in_one_line
 from ladder.launch import running_rungs
 from ladder.loading import Model, load_model
 from ladder.sampling import SamplingBatch, SamplingSettings, sample

@@ -26,6 +26,8 @@ import matplotlib as mpl
 
 mpl.use("agg")
 
+from ladder.script import errors_in_one_line
+
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -33,7 +35,7 @@ from rich.console import Console
 
 from benchmarks.results_file import RESULTS
 from ladder.cli import OneLineParser
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.looks import COLOURS, GREY, INK, MARKERS, NAMES, PALE, SKY, SMALL_PRINT, STYLE
 
 FIGURES = Path(__file__).parent / "figures"

@@ -9,6 +9,8 @@ does in a model. The dtypes take turns; each figure is the fastest of its rounds
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import time
 from collections.abc import Callable
@@ -22,7 +24,6 @@ from torch import Tensor
 
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
-from ladder.errors import errors_in_one_line
 from ladder.linear import Linear, make_linear
 
 LAYERS = 30

@@ -30,6 +30,8 @@ if not __package__:
     # Run as a script: Python looks in this file's folder first, but the repository is meant.
     sys.path[0] = str(Path(__file__).parents[1])
 
+from ladder.script import errors_in_one_line
+
 import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -40,7 +42,7 @@ from benchmarks.results_file import RESULTS, commit, now, save, versions
 from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
 from ladder.cli import DTYPES, OneLineParser, whole_number
 from ladder.client import Client
-from ladder.errors import UserError, errors_in_one_line
+from ladder.errors import UserError
 from ladder.launch import RungProcess, undisturbed
 from ladder.machine import describe_machine
 from ladder.scenes import warm_up

@@ -5,6 +5,8 @@ python -m benchmarks.screenshots
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import argparse
 import io
 import re
@@ -18,7 +20,6 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.browser import chromium
 from ladder import ROOT
-from ladder.errors import errors_in_one_line
 from ladder.launch import running_rungs
 
 Scheme = Literal["light", "dark"]

@@ -5,6 +5,8 @@ python -m ladder.naive_files --folder FOLDER --port 0
 
 from __future__ import annotations
 
+from ladder.script import errors_in_one_line
+
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from ladder.cli import ListenConfig, option, parse, whole_number
-from ladder.errors import errors_in_one_line
 from ladder.files import answer_file_errors
 from ladder.folder import Folder
 from ladder.server import serve_asgi, take_port

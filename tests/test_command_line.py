@@ -179,6 +179,26 @@ def test_importing_a_rung_starts_and_prints_nothing(script: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+def test_ctrl_c_while_a_rung_is_imported_ends_it_quietly(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of the first thing that takes long to import comes Ctrl-C."""
+    for module in ("fastapi", "flask"):
+        (tmp_path / f"{module}.py").write_text(INTERRUPT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_rung(script)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_program_that_imports_a_rung_keeps_its_ctrl_c(script: str) -> None:
+    check = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    done = run_python("-c", f"import importlib; importlib.import_module({script[:-3]!r}); {check}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_port_0_takes_a_free_port_and_says_which_when_it_answers(server: RungServer) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
     assert server.address[1] > 0
