@@ -153,7 +153,7 @@ def parse(
 
 
 def add_flag(group: Any, name: str, default: Any, metadata: Any) -> None:
-    shown = "" if default is None else f" (default: {default})"
+    shown = "" if default is None else f" (default: {'none' if default == '' else default})"
     group.add_argument(
         f"--{name.replace('_', '-')}",
         type=metadata["check"],

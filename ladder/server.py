@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # which names the address again
         raise UserError(
             f"cannot listen on {host}:{port}: {reason}; choose another --port or --host"
         ) from error
