@@ -128,7 +128,7 @@ class Engine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.registry = Registry(config.models)
-        self.registry.must_have(MAIN, config.control, config.challenger)
+        self.registry.must_have(MAIN, control=config.control, challenger=config.challenger)
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.coalescer = Coalescer(self.run, wire.MOST_ROWS, config.max_queue)
         self.cache = Cache(config.max_cached)

@@ -210,10 +210,14 @@ class Registry:
         self.changed("loaded", f"{name} {number}")
         return number
 
-    def must_have(self, name: str, *numbers: str) -> None:
-        for number in numbers:
-            if name not in self.models or number not in self.models[name].versions:
-                raise UserError(f"--models: there is no {name} {number}, which the experiment needs")
+    def must_have(self, name: str, **numbers: str) -> None:
+        """Versions by the flags that ask for them."""
+        if name not in self.models:
+            raise UserError(f"--models: there is no {name}, which the experiment needs")
+        known = self.models[name].versions
+        for flag, number in numbers.items():
+            if number not in known:
+                raise UserError(f"--{flag} {number}: {name} has no such version; it has {', '.join(known)}")
 
     def in_memory(self) -> list[str]:
         return [

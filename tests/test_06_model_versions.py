@@ -24,6 +24,7 @@ from ladder import ROOT
 from ladder.client import Client
 from ladder.errors import UserError
 from ladder.predictor import PREDICTORS, accuracy, load_digits, read_index
+from ladder.registry import Registry
 from tests.predicting import (
     HELD_OUT,
     IMAGES,
@@ -340,6 +341,18 @@ def test_the_split_can_be_chosen(split: int) -> None:
     share = sum(rung.arm_of(user, config) == "v2" for user in USERS) / len(USERS)
     assert abs(share - split / 100) <= 0.02
     assert split not in (0, 100) or share == split / 100
+
+
+@pytest.mark.parametrize("flag", ["control", "challenger"])
+def test_a_version_that_is_not_there_is_told_by_the_flag_that_asks_for_it(flag: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Registry("bundled").must_have("digits", **{"control": "v1", "challenger": "v2", flag: "v9"})
+    assert str(caught.value) == f"--{flag} v9: digits has no such version; it has v1, v2"
+
+
+def test_models_without_digits_are_told_by_their_flag() -> None:
+    with pytest.raises(UserError, match="--models: there is no letters"):
+        Registry("bundled").must_have("letters", control="v1")
 
 
 def test_a_larger_split_takes_nobody_out_of_the_challengers_arm() -> None:
