@@ -140,8 +140,12 @@ class Show:
         figures: Mapping[str, Figures],
         rounds: int,
         draw: Draw,
+        remark: str = "",
     ) -> None:
-        """The closing table, or the JSON object: `rows` names the figures, `figures` has a column each."""
+        """The closing table, or the JSON object: `rows` names the figures, `figures` has a column each.
+
+        The remark, beneath the table, is for a figure that would be misunderstood.
+        """
         if self.options.plot:
             draw(self.options.plot)
         machine = describe_machine()
@@ -158,6 +162,8 @@ class Show:
             return
         for table in tables(rows, figures):
             self.console.print(table)
+        if remark:
+            self.console.print(remark)
         self.console.print(
             f"[dim]measured just now: {machine['processor']}, {machine['cores']} cores, "
             f"torch {machine['torch']}\n{command_line()}[/dim]",
@@ -219,7 +225,7 @@ def formatted(key: str, value: float | None) -> str:
             if value >= 10
             else f"{value:.1f} ms"
         )
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.0f}"
+    return f"{value:,.0f}"
 
 
 class Lane:

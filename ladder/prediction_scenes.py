@@ -82,6 +82,12 @@ VERSION_ROWS = {
 }
 
 
+UNLOADED = (
+    "Unloading frees the weights, but so little memory the process keeps for what comes next, "
+    "instead of giving it back to the system."
+)
+
+
 async def version_figures(client: Predictions, version: str, rows: list[list[float]]) -> Figures:
     """What one version knows and costs."""
     _, held_out = load_digits()
@@ -215,7 +221,9 @@ async def show_versions(show: Show, url: str, users: Mapping[str, int]) -> None:
             swaps = await swapping(client, rows)
     for version, column in figures.items():
         column |= arms[version] | swaps[version]
-    show.conclude(VERSION_ROWS, figures, ROUNDS, lambda file: plot_versions(file, show.title, figures))
+    show.conclude(
+        VERSION_ROWS, figures, ROUNDS, lambda file: plot_versions(file, show.title, figures), UNLOADED
+    )
 
 
 def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> None:

@@ -114,3 +114,17 @@ def test_where_the_system_does_not_tell_how_busy_it_is_nothing_is_said(
     show = Show("What is shown", ListenConfig(), DemoOptions(json=False, plot=None))
     lines = conclusion(show, {"steps": "forward passes"}, {"01": {"steps": 3}}, capsys)
     assert not any("not comparable" in line for line in lines)
+
+
+def test_a_figure_that_would_be_misunderstood_is_explained(
+    show: Show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.conclude({"steps": "forward passes"}, {"01": {"steps": 3}}, 1, lambda file: None, "Three is many.")
+    table, _, rest = capsys.readouterr().out.partition("Three is many.")
+    assert "forward passes" in table
+    assert "measured just now" in rest
+
+
+def test_thousands_are_separated_in_every_figure_that_has_some() -> None:
+    shown = [formatted("kib", value) for value in (0, 999, 1176, 5068, 300_032)]
+    assert shown == ["0", "999", "1,176", "5,068", "300,032"]
