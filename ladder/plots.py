@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ladder import looks
 from ladder.scenes import Observation
 from ladder.trace import Step
 
@@ -18,7 +19,7 @@ def drawing(file: Path, title: str, rows: int, **settings: Any) -> Iterator[list
     import matplotlib as mpl
 
     mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "serving-ladder"
+    mpl.rcParams.update(looks.STYLE)
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(rows, 1, layout="constrained", **settings)
@@ -100,6 +101,7 @@ def draw_slots(panel: Any, name: str, steps: Sequence[Step]) -> None:
         place, slot = next((place, row.slot) for place, row in places if row.request == request)
         panel.text(place + 0.5, slot, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26], va="center", fontsize=9)
     panel.invert_yaxis()
+    panel.grid(visible=False)  # it would show through the rows
     panel.set(title=name, ylabel="slot", xlabel="step")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from ladder import plots
+from ladder import looks, plots
 from ladder.client import Client, clock, median
 from ladder.demos import Show
 from ladder.predictor import PREDICTORS, Digits, Predictor, load_digits, load_predictor, read_index
@@ -232,16 +232,29 @@ def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> Non
         "batch_ms": "one pass, over HTTP",
         "one_pass_ms": "one pass",
     }
+    colours = {"v1": looks.GREY, "v2": looks.SKY}
     with plots.drawing(file, title, 2, figsize=(8, 6)) as (times, errors):
         for place, (version, column) in enumerate(figures.items()):
-            positions = [number + 0.4 * place for number in range(len(ways))]
-            bars = times.barh(positions, [column[way] for way in ways], height=0.38, label=version)
-            times.bar_label(bars, fmt=" %.1f ms")
-            bar = errors.barh(version, 100 - column["correct_percent"], height=0.6)
+            spent = [column[way] for way in ways]
+            heights = [number + 0.3 * place for number in range(len(ways))]
+            # Dots: on a logarithmic axis, which has no zero, the length of a bar would mean nothing.
+            times.plot(spent, heights, "o", label=version, color=colours[version])
+            for milliseconds, height in zip(spent, heights, strict=True):
+                times.annotate(
+                    f"{milliseconds:.1f} ms",
+                    (milliseconds, height),
+                    (8, 0),
+                    textcoords="offset points",
+                    va="center",
+                )
+            bar = errors.barh(version, 100 - column["correct_percent"], height=0.6, color=colours[version])
             errors.bar_label(bar, fmt=" %.1f %%")
-        times.set_yticks([number + 0.2 for number in range(len(ways))], list(ways.values()))
+        times.set_yticks([number + 0.15 for number in range(len(ways))], list(ways.values()))
         times.set(xlabel="milliseconds for 1000 rows", xscale="log")
-        times.margins(x=0.15)
-        times.legend()
+        times.margins(x=0.15, y=0.15)
+        times.legend(loc="lower right")
         errors.set(xlabel="held-out digits read wrongly, percent")
         errors.margins(x=0.15)
+        for panel in (times, errors):
+            panel.invert_yaxis()  # first things first, as in the legend
+            panel.grid(visible=False, axis="y")
