@@ -19,8 +19,7 @@ nothing ties the rows of a pass together. Each has its own slot of the KV cache,
     python 04_continuous_batching.py
     curl localhost:5000/steps
 
-What is still wrong: the engine's thread and the web server share one process, hence one GIL. When many
-streams are written the model waits for the interpreter, and /health waits for the model.
+What is still wrong: engine and web server share one process, hence one GIL, and wait for each other.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from fastapi import FastAPI
 from msgspec.structs import asdict
 
 from ladder import demos, import_rung, plots, scenes, trace
-from ladder.cli import DemoOptions, EngineConfig, parse
+from ladder.cli import DemoOptions, parse
+from ladder.cli import EngineConfig as Config
 from ladder.engine import QueueFull, ServerStopping
 from ladder.errors import UserError
 from ladder.frontend import Frontend
@@ -51,9 +51,6 @@ from ladder.sequence import Sequence
 from ladder.server import prepare, serve_asgi
 
 rung_02 = import_rung("02_async_streaming")
-
-
-Config = EngineConfig  # this rung has no flag of its own
 
 
 class Scheduler:
@@ -102,8 +99,7 @@ class Scheduler:
 
     def read_prompts(self, reading: list[Work]) -> Step:
         """From the oldest on, as many as make a rectangle of at most `prefill_chunk` tokens."""
-        works: list[Work] = []
-        width = 0
+        works, width = list[Work](), 0
         for work in reading:
             wider = max(width, min(work.unread, self.prefill_chunk))
             if works and wider * (len(works) + 1) > self.prefill_chunk:
@@ -127,7 +123,7 @@ class Scheduler:
 class EngineCore:
     """The engine without a web side: jobs in, tokens out."""
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: Config) -> None:
         context = min(model.context, config.max_context or model.context)
         kv_tokens = min(model.decoder.tokens_in(config.kv_memory * 2**20), config.max_batch * context)
         self.context = min(context, kv_tokens)
@@ -163,8 +159,9 @@ class EngineCore:
         for work, piece in zip(step.works, step.pieces, strict=False):
             work.read += len(piece)
         for work, outcome in zip(step.works, outcomes, strict=True):
-            if step.pieces or not work.unread:  # or else it took part for nobody
-                work.milliseconds += milliseconds
+            work.milliseconds += (
+                milliseconds if step.pieces or not work.unread else 0
+            )  # else it was for nobody
             if isinstance(outcome, Exception):
                 failures.append(Failed(work.job.id, type(outcome).__name__, str(outcome)))
                 self.drop(work)
@@ -202,7 +199,7 @@ class EngineCore:
 class Engine:
     """The core in a thread of its own, between two steps open to whoever comes or goes."""
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: Config) -> None:
         self.model = model
         self.core = EngineCore(model, config)
         self.frontend = Frontend(model, self.core.context)

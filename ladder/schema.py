@@ -41,7 +41,8 @@ class GenerateRequest(BaseModel):
         float, Field(gt=0, le=1, description="Sample among the likeliest tokens that reach this mass.")
     ] = 1.0
     seed: Annotated[
-        int | None, Field(description="The same seed gives the same text, whoever shares the batch.")
+        int | None,
+        Field(description="The same seed gives the same text, in float32 whoever shares the batch."),
     ] = None
     stream: Annotated[bool, Field(description="Send each token as a server-sent event.")] = False
 
