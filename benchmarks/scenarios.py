@@ -140,10 +140,32 @@ async def keep_busy(url: str, clients: int, requests: Sequence[Request]) -> list
 
 
 async def concurrency(server: Server, setting: Setting) -> Played:
-    """A closed loop of so many clients."""
-    clients = setting["max_concurrency"]
-    requests = server.requests(setting["num_prompts"], 64, setting["output_tokens"])
-    return Played({"": await keep_busy(server.url, clients, requests)})
+    """A closed loop of so many clients, who ask for texts of all lengths, again and again.
+
+    If each asked once, or all for equally much, they would begin and end together: a burst, on which batches
+    that are closed lose nothing.
+    """
+    asked = lengths(setting["num_prompts"], setting["output_tokens"], setting["range_ratio"])
+    requests = [server.request(64, tokens, number) for number, tokens in enumerate(asked)]
+    return Played({"": await keep_busy(server.url, setting["max_concurrency"], requests)})
+
+
+def lengths(count: int, mean: int, ratio: float) -> list[int]:
+    """Output tokens, from `mean` less this share of it to as much more; the same ones every time.
+
+    Evenly spread, then shuffled: their mean is the same however many there are, which a few draws' is not.
+    """
+    shares = [2 * number / max(1, count - 1) - 1 for number in range(count)]
+    found = [round(mean * (1 + ratio * share)) for share in shares]
+    random.Random(SEED).shuffle(found)
+    return found
+
+
+def no_faster_together(setting: Setting, runs: Sequence[Record]) -> bool:
+    """Where five levels gave hardly more than one client gets, a higher one only takes longer."""
+    lower = [run for run in runs if run["max_concurrency"] < setting["max_concurrency"]]
+    speeds = [run["output_throughput"] for run in lower]
+    return len(speeds) >= 5 and max(speeds) < 1.5 * speeds[0]
 
 
 def poisson(rate: float, count: int) -> list[float]:
@@ -248,7 +270,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
         "one_client": Scenario(one_client, once, rounds, everyone),
         "burst": Scenario(burst, [all_at_once], rounds),
         "eight": Scenario(eight, [{"label": "eight"}], rounds),
-        "concurrency": Scenario(concurrency, levels(quick), 1 if quick else 2),
+        "concurrency": Scenario(concurrency, levels(quick), 1 if quick else 2, skip=no_faster_together),
         "arrivals": Scenario(arrivals, rates(quick), 1 if quick else 2, skip=past_the_knee),
         "loops": Scenario(
             loops,
@@ -279,14 +301,15 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
 
 
 def levels(quick: bool) -> list[Setting]:
-    """Each client asks at least once, few of them several times."""
-    clients, tokens, least = ((1, 4, 16), 24, 2) if quick else ((1, 2, 4, 8, 16, 32), 64, 4)
+    """Three requests for each client, in a quick run two; the lengths are 40 tokens, give or take 24."""
+    clients, times, tokens, ratio = ((1, 4, 16), 2, 12, 0.5) if quick else ((1, 2, 4, 8, 16, 32), 3, 40, 0.6)
     return [
         {
             "label": str(each),
             "max_concurrency": each,
-            "num_prompts": max(each, least),
+            "num_prompts": max(times * each, 2 if quick else 4),
             "output_tokens": tokens,
+            "range_ratio": ratio,
         }
         for each in clients
     ]

@@ -93,6 +93,15 @@ def test_peers_of_another_machine_are_not_drawn_beside_the_rungs(tmp_path: Path)
         assert len(figure.axes) == panels
 
 
+def test_the_title_compares_at_a_level_that_both_rungs_were_measured_at(tmp_path: Path) -> None:
+    concurrency = json.loads((RESULTS / "concurrency.json").read_text())
+    concurrency["summary"]["02"].pop("32", None)
+    save(tmp_path / "concurrency.json", concurrency)
+    figure = FIGURE_MAKERS["throughput"](Results([tmp_path]))
+    pyplot.close(figure)
+    assert figure.get_suptitle().startswith("16 clients together")
+
+
 def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
     done = run_python(SCRIPT, str(tmp_path), "--figures", str(tmp_path))
     assert done.returncode == 1

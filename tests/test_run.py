@@ -17,11 +17,23 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from benchmarks.metrics import Objective, Played, records, summary_of
+from benchmarks.metrics import Objective, Played, Record, records, summary_of
 from benchmarks.plot import FIGURE_MAKERS
 from benchmarks.results_file import save
 from benchmarks.run import read_options
-from benchmarks.scenarios import Server, keep_busy, past_the_knee, poisson, scenarios, send_at, turns
+from benchmarks.scenarios import (
+    Server,
+    concurrency,
+    keep_busy,
+    lengths,
+    levels,
+    no_faster_together,
+    past_the_knee,
+    poisson,
+    scenarios,
+    send_at,
+    turns,
+)
 from ladder import ROOT
 from ladder.client import Client, Measurement
 from ladder.loading import Model
@@ -129,7 +141,7 @@ def test_any_server_with_openais_dialect_can_be_measured(stub_url: str, tmp_path
     assert (alone["contender"], alone["completed"], alone["output_lens"]) == ("stub", 1, [STUB_TOKENS])
     assert alone["health"]
     levels = result(tmp_path, "concurrency")["summary"]["stub"]
-    assert [levels[label]["completed"]["median"] for label in ("1", "4", "16")] == [2, 4, 16]
+    assert [levels[label]["completed"]["median"] for label in ("1", "4", "16")] == [2, 8, 32]
     assert set(result(tmp_path, "loops")["summary"]["stub"]) == {
         "loops closed",
         "loops as often",
@@ -301,6 +313,41 @@ def test_a_closed_loop_never_has_more_requests_under_way_than_clients(pool: Serv
     assert sorted(one.prompt for one in seen) == sorted(request["prompt"] for request in requests)
     for one in seen:
         assert sum(other.sent < one.sent < other.ended for other in seen) < 2
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_in_a_closed_loop_every_client_asks_again_and_for_other_lengths(quick: bool) -> None:
+    for setting in levels(quick):
+        asked = lengths(setting["num_prompts"], setting["output_tokens"], setting["range_ratio"])
+        assert len(asked) >= 2 * setting["max_concurrency"]
+        assert len(set(asked)) > 1
+
+
+def test_the_lengths_of_a_closed_loop_are_asked_for(stub_app: FastAPI, stub_url: str) -> None:
+    setting = levels(quick=True)[-1]
+    asyncio.run(concurrency(Server(stub_url), setting))
+    asked = [body["max_tokens"] for body in stub_app.state.asked[-setting["num_prompts"] :]]
+    assert sorted(asked) == sorted(lengths(setting["num_prompts"], 12, 0.5))
+
+
+def test_lengths_are_mixed_but_the_same_every_time() -> None:
+    asked = lengths(24, 40, 0.6)
+    assert asked == lengths(24, 40, 0.6)
+    assert (min(asked), max(asked)) == (16, 64)
+    assert asked != sorted(asked)
+    assert {sum(lengths(count, 40, 0.6)) / count for count in (4, 6, 12, 96)} == {40}
+
+
+def test_clients_who_get_nothing_from_company_are_not_asked_in_crowds() -> None:
+    def runs(*speeds: float) -> list[Record]:
+        return [
+            {"max_concurrency": 2**power, "output_throughput": speed} for power, speed in enumerate(speeds)
+        ]
+
+    thirty_two = {"max_concurrency": 32}
+    assert no_faster_together(thirty_two, runs(60, 55, 64, 66, 65))
+    assert not no_faster_together(thirty_two, runs(60, 110, 190, 280, 390))
+    assert not no_faster_together({"max_concurrency": 16}, runs(60, 55, 64, 66, 65)), "texts name this level"
 
 
 def test_an_open_loop_counts_from_when_a_request_was_due(pool: ServerPool) -> None:
