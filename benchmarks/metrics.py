@@ -95,6 +95,7 @@ def spread(name: str, seconds: Sequence[float]) -> Figures:
         "mean": fmean(values),
         "median": median(values),
         "std": pstdev(values),
+        "p90": percentile(values, 90),
         "p99": percentile(values, 99),
     }
     return {f"{kind}_{name}_ms": rounded(value) for kind, value in figures.items()}

@@ -235,7 +235,7 @@ def play(turn: Turn, server: Server, run: Run) -> None:
 
 COLUMNS = {
     "median_ttft_ms": "TTFT",
-    "p99_ttft_ms": "TTFT 99 %",
+    "p90_ttft_ms": "TTFT 90 %",
     "median_tpot_ms": "TPOT",
     "p99_itl_ms": "ITL 99 %",
     "output_throughput": "tokens/s",

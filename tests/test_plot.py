@@ -18,6 +18,7 @@ from benchmarks.definitions import SCENARIO
 from benchmarks.plot import FIGURE_MAKERS, FIGURES, Results, apart, knee_of, origin_of, told
 from benchmarks.results_file import RESULTS, save
 from ladder import ROOT
+from ladder.looks import NAMES
 from tests.support import one_line, run_python
 
 SCRIPT = str(ROOT / "benchmarks" / "plot.py")
@@ -100,6 +101,18 @@ def test_the_title_compares_at_a_level_that_both_rungs_were_measured_at(tmp_path
     figure = FIGURE_MAKERS["throughput"](Results([tmp_path]))
     pyplot.close(figure)
     assert figure.get_suptitle().startswith("16 clients together")
+
+
+def test_latency_is_drawn_as_the_percentile_that_the_knee_is_defined_by() -> None:
+    arrivals = Results([RESULTS])
+    figure = FIGURE_MAKERS["latency-and-rate"](arrivals)
+    pyplot.close(figure)
+    summary = (arrivals("arrivals") or {})["summary"]["04"]
+    for panel, key, divisor in zip(figure.axes, ("p90_ttft_ms", "p90_tpot_ms"), (1000, 1), strict=True):
+        assert "90th percentile" in panel.get_ylabel()
+        (line,) = [line for line in panel.get_lines() if line.get_label() == NAMES["04"]]
+        shown = [summary[label][key]["median"] / divisor for label in sorted(summary, key=float)]
+        assert list(line.get_ydata()) == pytest.approx(shown)
 
 
 def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:

@@ -271,6 +271,10 @@ def test_figures_have_the_names_that_vllm_gives_them() -> None:
     assert record["median_tpot_ms"] == 20.0, "a value that was measured, the lower of two"
     assert record["median_itl_ms"] == 20.0
     assert record["p99_e2el_ms"] == 1500.0
+    (ten,) = records(
+        Played({"": [seen(0.0, [float(wait)], float(wait)) for wait in range(1, 11)]}), Objective()
+    )
+    assert (ten["p90_ttft_ms"], ten["p99_ttft_ms"]) == (9000.0, 10_000.0), "of ten the 99th is the worst"
     assert (record["start_times"], record["ttfts"], record["output_lens"]) == ([0.0, 0.5], [0.1, 1.0], [3, 3])
     assert record["itls"] == [[0.02, 0.02], [0.1, 0.4]]
     assert (record["p99_health_ms"], record["health"]) == (4.0, [[0.0, 0.002], [0.05, 0.004]])
