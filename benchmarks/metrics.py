@@ -21,13 +21,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a user is content with; goodput counts only requests that meet both. In milliseconds."""
+    """What a user is content with; goodput counts only requests that meet both. In milliseconds.
+
+    An answer that came at once has its first token when it has its last: it is judged by TTFT alone.
+    """
 
     ttft: float = 500
     tpot: float = 50
 
     def met(self, one: Measurement) -> bool:
-        return 1000 * one.ttft <= self.ttft and 1000 * one.tpot <= self.tpot
+        return 1000 * one.ttft <= self.ttft and (came_at_once(one) or 1000 * one.tpot <= self.tpot)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def summarise(measurements: Sequence[Measurement], objective: Objective) -> Reco
     }
     if completed:
         record |= spread("ttft", [one.ttft for one in completed])
-        record |= spread("tpot", [one.tpot for one in completed if one.tokens > 1])
+        record |= spread("tpot", [one.tpot for one in completed if one.tokens > 1 and not came_at_once(one)])
         record |= spread("itl", [gap for one in completed for gap in gaps(one)])
         record |= spread("e2el", [one.e2el for one in completed])
     return record | {
@@ -114,9 +117,14 @@ def of_health(health: Sequence[Probe], started: float) -> Record:
     }
 
 
+def came_at_once(one: Measurement) -> bool:
+    """Without streaming: then there is no time per token, rather than one of 0 ms that nobody can beat."""
+    return one.total_ms is not None
+
+
 def gaps(one: Measurement) -> list[float]:
     """An answer that came all at once has no gaps between its tokens, rather than many of length zero."""
-    return [] if one.total_ms is not None else one.itl
+    return [] if came_at_once(one) else one.itl
 
 
 def input_tokens(one: Measurement) -> int:

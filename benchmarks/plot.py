@@ -451,8 +451,7 @@ def draw_rates(
     panel: Any, contender: str, summary: Result, figure: str, divisor: float, aside: float
 ) -> None:
     """A line over the rates, its knee ringed; 01 has no time per token, and no line for it."""
-    seen = {label: summary[label][figure] for label in sorted(summary, key=float)}
-    seen = {label: figures for label, figures in seen.items() if figures["median"]}
+    seen = {label: summary[label][figure] for label in sorted(summary, key=float) if figure in summary[label]}
     if not seen:
         return
     scaled = {

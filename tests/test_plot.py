@@ -115,6 +115,19 @@ def test_latency_is_drawn_as_the_percentile_that_the_knee_is_defined_by() -> Non
         assert list(line.get_ydata()) == pytest.approx(shown)
 
 
+def test_who_answers_at_once_has_no_line_of_time_per_token() -> None:
+    figure = FIGURE_MAKERS["latency-and-rate"](Results([RESULTS]))
+    pyplot.close(figure)
+    names = [{line.get_label() for line in panel.get_lines()} for panel in figure.axes]
+    assert [NAMES["01"] in each for each in names] == [True, False]
+    assert all("_tpot_ms" not in key for key in summary_keys("arrivals", "01"))
+
+
+def summary_keys(name: str, contender: str) -> set[str]:
+    summary = json.loads((RESULTS / f"{name}.json").read_text())["summary"][contender]
+    return {key for figures in summary.values() for key in figures}
+
+
 def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
     done = run_python(SCRIPT, str(tmp_path), "--figures", str(tmp_path))
     assert done.returncode == 1

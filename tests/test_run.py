@@ -190,6 +190,7 @@ def test_every_rung_is_measured_by_the_script(quick_run: Path) -> None:
         )
         assert run["total_output_tokens"] == sum(run["output_lens"])
         streamed = run["contender"] != "01"
+        assert ("median_tpot_ms" in run) == streamed
         assert [len(gaps) for gaps in run["itls"]] == [
             tokens - 1 if streamed else 0 for tokens in run["output_lens"]
         ]
@@ -284,7 +285,16 @@ def test_an_answer_that_came_at_once_has_no_gaps() -> None:
     whole = seen(0.0, [2.0, 2.0, 2.0], 2.0, total_ms=1500.0)
     (record,) = records(Played({"": [whole]}), Objective())
     assert (record["itls"], record["server_totals"], record["median_ttft_ms"]) == ([[]], [1.5], 2000.0)
-    assert "median_itl_ms" not in record
+    assert not [key for key in record if key.endswith(("_itl_ms", "_tpot_ms"))], (
+        "a TPOT of 0 ms would be praise"
+    )
+
+
+def test_an_answer_that_came_at_once_is_judged_by_its_first_token_alone() -> None:
+    assert Objective(ttft=2500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
+    assert not Objective(ttft=1500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
+    # Its end is noted a moment after its tokens: not even that counts as time per token.
+    assert Objective(tpot=0.001).met(seen(0.0, [0.4, 0.4], 0.5, total_ms=300.0))
 
 
 def test_a_summary_is_the_median_of_the_rounds_and_their_spread() -> None:
