@@ -3,8 +3,9 @@
     python -m benchmarks.engine [--model random:smollm2-135m] [--dtype bfloat16] [--rounds 5]
                                 [--concurrency 1 4 16 32] [--only NAME ...]
 
-A burst is N requests sent at once, each with 64 prompt tokens and 64 greedy output tokens. Its speed is all
-of its output tokens, over the time from the first request until the last answer is complete: prefill counts.
+A burst is N requests sent at once, each with 64 prompt tokens of its own and 64 greedy output tokens. Its
+speed is all of its output tokens, over the time from the first request until the last answer is complete:
+prefill counts. Nobody asks for /health meanwhile: only those that have it would pay for that.
 Every contender is a process of its own that is idle while the others are measured; they take turns.
 """
 
@@ -32,16 +33,16 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.table import Table
 
 from benchmarks.results_file import RESULTS, write_result
+from benchmarks.scenarios import Server
 from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
-from ladder.client import Completions, median, percentile
+from ladder.client import Completions, median
 from ladder.launch import RungProcess, ServerProcess
 from ladder.linear import onednn_has_bfloat16
 from ladder.loading import load_model
-from ladder.scenes import observe
+from ladder.scenes import Request, observe
 
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
-PROBE_INTERVAL = 0.02
 
 RUNGS = {
     "02": ("02_async_streaming.py",),
@@ -72,11 +73,27 @@ class Burst:
     concurrency: int
     tokens_per_second: float
     first_token: float | None = None  # seconds, the median of the burst
-    health: tuple[float, ...] = ()  # seconds, of every probe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one client wants, for a server and for a peer that takes tokens."""
+
+    request: Request
+    prompt_ids: list[int]
+
+
+def asked_by(clients: int, model: str) -> list[Asked]:
+    """A prompt of its own for each client: nobody may keep what it has read for somebody else."""
+    tokenizer = load_model(model).tokenizer
+    requests = Server("").requests(clients, PROMPT_TOKENS, OUTPUT_TOKENS)
+    found = [Asked(request, tokenizer.encode(request["prompt"])) for request in requests]
+    assert all(len(one.prompt_ids) == PROMPT_TOKENS for one in found)
+    return found
 
 
 class Contender(Protocol):
-    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst: ...
+    async def burst(self, asked: Sequence[Asked]) -> Burst: ...
 
 
 @dataclass(frozen=True)
@@ -84,20 +101,16 @@ class OverHttp:
     name: str
     url: str
 
-    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst:
-        request = {"prompt": prompt, "max_tokens": OUTPUT_TOKENS, "temperature": 0, "stream": True}
-        probing = self.name in RUNGS
-        crowd = [request] * clients
-        seen = await observe(self.url, crowd, interval=PROBE_INTERVAL if probing else None)
+    async def burst(self, asked: Sequence[Asked]) -> Burst:
+        seen = await observe(self.url, [one.request for one in asked], interval=None)
         assert all(one.done for one in seen.measurements)
         # The hand-made server sends pieces of text, not tokens; its requests all have the same number.
         assert self.name == "handmade" or all(one.tokens == OUTPUT_TOKENS for one in seen.measurements)
         return Burst(
             self.name,
-            clients,
-            clients * OUTPUT_TOKENS / seen.seconds,
+            len(asked),
+            len(asked) * OUTPUT_TOKENS / seen.seconds,
             median([one.ttft for one in seen.measurements]),
-            tuple(seconds for _, seconds in seen.health),
         )
 
 
@@ -108,15 +121,14 @@ class OverPipe:
     name: str
     process: subprocess.Popen[str]
 
-    async def burst(self, prompt: str, prompt_ids: list[int], clients: int) -> Burst:
+    async def burst(self, asked: Sequence[Asked]) -> Burst:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(
-            json.dumps({"prompts": [prompt_ids] * clients, "tokens": OUTPUT_TOKENS}) + "\n"
-        )
+        prompts = [one.prompt_ids for one in asked]
+        self.process.stdin.write(json.dumps({"prompts": prompts, "tokens": OUTPUT_TOKENS}) + "\n")
         self.process.stdin.flush()
         seconds = float(await asyncio.to_thread(self.process.stdout.readline))
-        return Burst(self.name, clients, clients * OUTPUT_TOKENS / seconds)
+        return Burst(self.name, len(asked), len(asked) * OUTPUT_TOKENS / seconds)
 
 
 @contextmanager
@@ -160,8 +172,7 @@ def start_server(name: str, model: str, dtype: str) -> ServerProcess:
 
 async def measure(
     running: Sequence[Contender],
-    prompt: str,
-    prompt_ids: list[int],
+    asked: Sequence[Asked],
     options: argparse.Namespace,
     console: Console,
 ) -> list[Burst]:
@@ -172,12 +183,12 @@ async def measure(
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("warming up", total=total)
         for contender in running:
-            await contender.burst(prompt, prompt_ids, 2)
+            await contender.burst(asked[:2])
         with suppress(asyncio.CancelledError):
             for number in range(1, options.rounds + 1):
                 for clients in options.concurrency:
                     for contender in running:
-                        burst = await contender.burst(prompt, prompt_ids, clients)
+                        burst = await contender.burst(asked[:clients])
                         bursts.append(burst)
                         what = f"round {number}, {clients} at once: {burst.contender} "
                         progress.update(
@@ -204,11 +215,11 @@ def ratio(speeds: Speeds, one: str, other: str, clients: int) -> list[float]:
 
 
 def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
-    """Medians, their spread, the ratios that matter, and how long /health took."""
+    """Medians, their spread, and the ratios that matter."""
     speeds = by_contender(bursts)
     concurrency = sorted({burst.concurrency for burst in bursts})
     table = Table("tokens/s", *(f"{clients} at once" for clients in concurrency))
-    summary: dict[str, Any] = {"tokens_per_second": {}, "ratios": {}, "health_p99_ms": {}}
+    summary: dict[str, Any] = {"tokens_per_second": {}, "ratios": {}}
     for name, of_one in speeds.items():
         medians = {clients: median(of_one[clients]) for clients in concurrency if clients in of_one}
         summary["tokens_per_second"][name] = medians
@@ -223,16 +234,6 @@ def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
             medians = {clients: median(values) for clients, values in ratios.items() if values}
             summary["ratios"][f"{one} / {other}"] = medians
             table.add_row(f"{one} / {other}", *(f"{value:.2f}" for value in medians.values()))
-    table.add_section()
-    for name in speeds:
-        waits = {
-            clients: [s for b in bursts if (b.contender, b.concurrency) == (name, clients) for s in b.health]
-            for clients in concurrency
-        }
-        if all(waits.values()):
-            p99 = {clients: 1000 * percentile(seconds, 99) for clients, seconds in waits.items()}
-            summary["health_p99_ms"][name] = p99
-            table.add_row(f"/health 99 %, {name}", *(f"{value:.1f} ms" for value in p99.values()))
     console.print(table)
     return summary
 
@@ -255,12 +256,9 @@ def main() -> None:
     with errors_in_one_line("benchmarks.engine"):
         # Transformers' models know no int8 of this kind.
         chosen = [n for n in options.only if options.dtype != "int8" or n not in ("transformers", "handmade")]
-        tokenizer = load_model(options.model).tokenizer
-        prompt = " a" * PROMPT_TOKENS
-        prompt_ids = tokenizer.encode(prompt)
-        assert len(prompt_ids) == PROMPT_TOKENS
+        asked = asked_by(max(2, *options.concurrency), options.model)
         with contenders(chosen, options.model, options.dtype, console) as running:
-            bursts = asyncio.run(measure(running, prompt, prompt_ids, options, console))
+            bursts = asyncio.run(measure(running, asked, options, console))
     summary = report(bursts, console)
     flags = (
         f"--model {options.model} --dtype {options.dtype} --rounds {options.rounds} "

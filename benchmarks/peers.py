@@ -63,8 +63,8 @@ def transformers_batching(model_name: str, dtype: str) -> Burst:
     """Transformers' continuous batching. Starting and ending its manager is not counted."""
     model, _ = transformers_model(model_name, dtype)
     # Left to itself it takes most of the machine's memory. This has room for 64 requests, and for all of a
-    # burst's prompts in one pass.
-    memory = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=2048)
+    # burst's prompts in one pass. Nothing read is kept for another request: no rung does that.
+    memory = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=2048, allow_block_sharing=False)
     settings = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
 
     def burst(prompts: list[list[int]], tokens: int) -> None:

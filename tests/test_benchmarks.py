@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import engine
 from ladder import ROOT
-from ladder.client import Client, Completions
+from ladder.client import Client, Completions, Measurement
 from ladder.launch import ServerProcess, running_rungs
+from ladder.scenes import Observation
 
 
 def test_overhead(tmp_path: Path) -> None:
@@ -48,6 +50,36 @@ def test_engine(tmp_path: Path, endless: Path) -> None:
     assert result["summary"]["ratios"].keys() == {"04 / 02", "04 / transformers"}
     assert all(burst["tokens_per_second"] > 0 for burst in result["samples"])
     assert "04 / transformers" in done.stdout
+
+
+def test_all_contenders_are_asked_the_same_and_no_two_clients_alike(
+    endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = engine.asked_by(4, str(endless))
+    assert len({one.request["prompt"] for one in asked}) == 4
+    assert len({tuple(one.prompt_ids) for one in asked}) == 4
+    assert asked[:2] == engine.asked_by(2, str(endless))
+
+    sent: list[tuple[str, Any, Any]] = []
+
+    async def observe(url: str, crowd: Any, interval: float | None) -> Observation:
+        sent.append((url, crowd, interval))
+        seen = Measurement(sent=0.0, token_times=[1.0] * engine.OUTPUT_TOKENS, ended=1.0, done=True)
+        return Observation([seen] * len(crowd), [])
+
+    monkeypatch.setattr(engine, "observe", observe)
+    for name in ("04", "handmade"):
+        asyncio.run(engine.OverHttp(name, name).burst(asked))
+    prompts = [one.request for one in asked]
+    assert sent == [("04", prompts, None), ("handmade", prompts, None)], "nobody is probed"
+
+    repeat = "for line in __import__('sys').stdin: print(len(set(map(tuple, eval(line)['prompts']))))"
+    with subprocess.Popen(
+        [sys.executable, "-uc", repeat], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as peer:
+        burst = asyncio.run(engine.OverPipe("bare", peer).burst(asked))
+        peer.kill()
+    assert burst.tokens_per_second == engine.OUTPUT_TOKENS, "four different prompts"
 
 
 def test_llama_cpp_runs_the_very_weights_of_the_rungs() -> None:
