@@ -15,6 +15,7 @@ import gc
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -138,6 +139,24 @@ def int8_by(engine: str) -> Callable[[Tensor, None], Linear]:
     return make
 
 
+def int8_by_row(weight: Tensor, _: None) -> Linear:
+    """Each row of the inputs is brought to the range -1 to 1: no row is rounded by the largest of others."""
+    scales = weight.abs().amax(dim=1).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings(), having(torch.backends.quantized, "engine", "x86"):
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(quantized, None)
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+    def linear(x: Tensor) -> Tensor:
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-12)
+        together: Tensor = product(x / largest, 1 / 63, 64, packed)
+        return together.mul_(largest)
+
+    return linear
+
+
 def weight_only_int8(weight: Tensor, _: None) -> Linear:
     scales = weight.float().abs().amax(dim=1) / 127
     packed = (weight.float() / scales[:, None]).round().to(torch.int8)
@@ -206,6 +225,7 @@ def choices() -> dict[str, Choice]:
         "int8 products, 16 rows": {
             "x86": products(int8_by("x86"), torch.float32, 16),
             "onednn": products(int8_by("onednn"), torch.float32, 16),
+            "x86, a scale for each row": products(int8_by_row, torch.float32, 16),
             "weights only": products(weight_only_int8, torch.bfloat16, 16),
         },
         **{
