@@ -53,9 +53,10 @@ Command = tuple[str, ...]
 class Servers:
     """The contenders that run; each is idle while another has its turn."""
 
-    def __init__(self, run: Run, stack: ExitStack) -> None:
+    def __init__(self, run: Run, stack: ExitStack, loop: asyncio.Runner) -> None:
         self.run = run
         self.stack = stack
+        self.loop = loop
         self.processes: dict[Command, RungProcess] = {}
         self.urls: dict[Command, str] = {}
 
@@ -86,7 +87,7 @@ class Servers:
         for command, process in self.processes.items():
             self.urls[command] = process.wait_ready()
         for url in self.urls.values():
-            asyncio.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
+            self.loop.run(warm_up(url, Server(url, streams=False).request(64, 4, 0)))
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -219,17 +220,17 @@ def measure(run: Run, servers: Servers, console: Console) -> None:
             server = servers.of(turn)
             progress.update(task, description=what)
             started = time.perf_counter()
-            play(turn, server, run)
+            play(turn, server, run, servers.loop)
             time_left.played(turn, time.perf_counter() - started)
             progress.update(task, advance=expected_seconds(turn), left=str(time_left))
 
 
-def play(turn: Turn, server: Server, run: Run) -> None:
+def play(turn: Turn, server: Server, run: Run, loop: asyncio.Runner) -> None:
     scenario = run.plan[turn.scenario]
     if scenario.skip(turn.setting, run.records(turn)):
         run.note(turn, [])
         return
-    played = asyncio.run(scenario.play(server, turn.setting))
+    played = loop.run(scenario.play(server, turn.setting))
     run.note(turn, records(played, run.options.goodput))
 
 
@@ -342,12 +343,14 @@ def main() -> None:
     console = Console(highlight=False)
     with errors_in_one_line("run.py"), unreachable_in_one_line(), ExitStack() as stack:
         run = Run(options, planned(options))
+        # One for all turns: Ctrl-C while a loop is being made would leave half of one, and its complaint.
+        loop = stack.enter_context(asyncio.Runner())
         if options.url:
-            asyncio.run(check(options.url))
+            loop.run(check(options.url))
         if run.played:
             console.print(f"going on after {len(run.played)} of {len(run.turns)} turns")
         try:
-            measure(run, Servers(run, stack), console)
+            measure(run, Servers(run, stack, loop), console)
         except BaseException:
             console.print(
                 f"kept {len(run.played)} of {len(run.turns)} turns; the same command goes on from there"
