@@ -159,9 +159,8 @@ class EngineCore:
         for work, piece in zip(step.works, step.pieces, strict=False):
             work.read += len(piece)
         for work, outcome in zip(step.works, outcomes, strict=True):
-            work.milliseconds += (
-                milliseconds if step.pieces or not work.unread else 0
-            )  # else it was for nobody
+            if step.pieces or not work.unread:  # else it took part for nobody
+                work.milliseconds += milliseconds
             if isinstance(outcome, Exception):
                 failures.append(Failed(work.job.id, type(outcome).__name__, str(outcome)))
                 self.drop(work)
