@@ -93,10 +93,10 @@ def test_the_header_says_which_rung_it_is(server: RungServer, open_page: Open) -
     expect(page.locator(".batch")).to_be_visible(visible=server.number >= "04")
     steps = page.locator(".ladder [data-rung]")
     assert steps.evaluate_all("all => all.map(step => step.dataset.rung)") == [
-        f"{number:02}" for number in range(8, 0, -1)
+        f"{number:02}" for number in range(1, 9)
     ]
     strokes = steps.evaluate_all("all => all.map(step => getComputedStyle(step).strokeWidth)")
-    assert [8 - place for place, stroke in enumerate(strokes) if stroke == "5px"] == [int(server.number)]
+    assert [place + 1 for place, stroke in enumerate(strokes) if stroke == "5px"] == [int(server.number)]
 
 
 def test_a_parser_of_events_keeps_to_the_standard(pool: ServerPool, open_page: Open) -> None:
