@@ -2,8 +2,8 @@
 
 Rung 02 runs the model for one request at a time: two clients get half the speed each. But a forward pass
 spends most of its time on reading the weights, and weights that have been read serve other rows as well:
-sixteen take about twice the time of one on a CPU like ours, hardly more on a GPU. So requests are collected
-and generated together:
+sixteen take about twice the time of one on the CPU that we measured. So requests are collected and generated
+together:
 
 - A bounded queue. What does not fit is refused at once with 503, instead of being kept until its client has
   lost patience.
