@@ -27,10 +27,10 @@ figures: .venv/installed  ## Measure every rung (under 40 minutes on two cores),
 	$(RUN) benchmarks/plot.py
 	$(RUN) -m benchmarks.claims
 
-clip: .venv/installed  ## Make the clip that rung 08 plays (needs Chromium)
+clip: .venv/installed  ## Make the clip that rung 12 plays (needs Chromium)
 	$(RUN) -m benchmarks.clip
 
-predictors: .venv/installed  ## Train the predictors of rungs 06 and 07 again (a quarter of a minute)
+predictors: .venv/installed  ## Train the predictors of rungs 10 and 11 again (a quarter of a minute)
 	$(RUN) -m training.predictors
 
 notebooks: .venv/installed  ## Run all notebooks again and keep their outputs

@@ -1,4 +1,4 @@
-"""Makes the clip that rung 08 plays: the same eight requests on rung 03 and on rung 04, step by step.
+"""Makes the clip that rung 12 plays: the same eight requests on rung 03 and on rung 04, step by step.
 
     python -m benchmarks.clip
 

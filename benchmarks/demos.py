@@ -4,7 +4,7 @@
 
 The demos take turns, so that a machine whose speed drifts does so for all. `results/demos.json` has, by rung,
 column and figure, the medians; beside them what each run of `--demo --json` has printed. With --only, the
-other rungs' figures stay as they were. Rung 07's page shows some of its rung's.
+other rungs' figures stay as they were. Rung 11's page shows some of its rung's.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def known(file: Path) -> dict[str, Any]:
 
 
 def show_on_the_page(transports: Figures) -> None:
-    """Rung 07's page tells what a browser cannot measure: bytes on the wire, and the server's time."""
-    told = {"command": "python 07_realtime.py --demo", "machine": describe_machine(), "figures": transports}
+    """Rung 11's page tells what a browser cannot measure: bytes on the wire, and the server's time."""
+    told = {"command": "python 11_realtime.py --demo", "machine": describe_machine(), "figures": transports}
     save(MEASURED, told)
 
 
@@ -90,8 +90,8 @@ def main() -> None:
     rungs = dict(sorted((known(options.output) | measured).items()))
     flags = f"--only {' '.join(options.only)} --rounds {options.rounds}"
     write_result(options.output, f"python -m benchmarks.demos {flags}", {"rungs": rungs})
-    if "07" in measured and options.output == DEMOS:
-        show_on_the_page(measured["07"]["summary"])
+    if "11" in measured and options.output == DEMOS:
+        show_on_the_page(measured["11"]["summary"])
     console.print(f"medians and raw figures: {os.path.relpath(options.output)}")
 
 

@@ -103,7 +103,7 @@ class EngineConfig(ServerConfig):
 
 @dataclass(frozen=True)
 class PredictionConfig(ListenConfig):
-    """The flags of the rungs that serve predictors: 06 and 07."""
+    """The flags of the rungs that serve predictors: 10 and 11."""
 
     models: str = option("bundled", "bundled, or a folder with models and their index.json")
     max_cached: int = option(4096, "predictions that are kept", whole_number(1))

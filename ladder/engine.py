@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ladder.schema import GenerateRequest, Health, TokenEvent
 
-if TYPE_CHECKING:  # it brings torch, and rung 08 does without
+if TYPE_CHECKING:  # it brings torch, and rung 12 does without
     from ladder.sequence import Sequence
 
 

@@ -1,4 +1,4 @@
-"""What rung 08's demo lets happen: the same files, sent and taken by servers that go about it differently."""
+"""What rung 12's demo lets happen: the same files, sent and taken by servers that go about it differently."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def naive(name: str, path: str, *flags: str) -> Contender:
 
 
 def rung(piece_kib: int, *flags: str) -> Contender:
-    name = f"08, {piece_kib} KiB" if piece_kib < 1024 else f"08, {piece_kib // 1024} MiB"
-    command = ("08_file_streaming.py", "--port", "0", "--chunk-kib", str(piece_kib), *flags)
+    name = f"12, {piece_kib} KiB" if piece_kib < 1024 else f"12, {piece_kib // 1024} MiB"
+    command = ("12_file_streaming.py", "--port", "0", "--chunk-kib", str(piece_kib), *flags)
     return Contender(
         name, lambda folder: (*command, "--videos", folder, "--uploads", folder), "/stream-video/"
     )
@@ -68,7 +68,7 @@ CONTENDERS = (
     naive("FileResponse, 1 MiB", "/larger-pieces/"),
     *(rung(piece_kib) for piece_kib in (8, 64, 256, 1024)),
 )
-UPLOADS = ("read all", "08, 256 KiB")
+UPLOADS = ("read all", "12, 256 KiB")
 SLOW = ("--slow-disk-ms", str(SLOW_DISK_MS))
 ON_SLOW_DISK = (naive("blocking, 8 KiB", "/blocking/", *SLOW), rung(8, *SLOW))
 

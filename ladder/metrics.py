@@ -40,7 +40,7 @@ class Figures(BaseModel):
 
 
 class Manager(Protocol):
-    """What rung 07 has of each kind of WebSocket."""
+    """What rung 11 has of each kind of WebSocket."""
 
     @property
     def connections(self) -> Sized: ...

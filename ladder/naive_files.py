@@ -1,4 +1,4 @@
-"""A server that sends files in the ways that are written first, for rung 08 to be measured against.
+"""A server that sends files in the ways that are written first, for rung 12 to be measured against.
 
 python -m ladder.naive_files --folder FOLDER --port 0
 """

@@ -1,4 +1,4 @@
-"""What the demos of rungs 06 and 07 let happen, seen as a client sees it, and the figures of it."""
+"""What the demos of rungs 10 and 11 let happen, seen as a client sees it, and the figures of it."""
 
 from __future__ import annotations
 

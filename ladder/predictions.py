@@ -1,4 +1,4 @@
-"""What goes over the wire when rows are predicted: the schema of rungs 06 and 07."""
+"""What goes over the wire when rows are predicted: the schema of rungs 10 and 11."""
 
 from __future__ import annotations
 

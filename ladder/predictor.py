@@ -2,7 +2,7 @@
 
 A folder of predictors holds one `index.json` and a safetensors file for each version. The index pins the
 SHA-256 digest of every file: what is not, bit for bit, what the index was written for is refused unread.
-That holds for the digits too, which rung 07 trains on: who could change them would change its models.
+That holds for the digits too, which rung 11 trains on: who could change them would change its models.
 """
 
 from __future__ import annotations

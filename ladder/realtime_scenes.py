@@ -1,4 +1,4 @@
-"""What the demo of rung 07 lets happen: the same messages over three transports, and a crowd that listens."""
+"""What the demo of rung 11 lets happen: the same messages over three transports, and a crowd that listens."""
 
 from __future__ import annotations
 

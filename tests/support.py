@@ -37,8 +37,8 @@ from ladder.model import Decoder, KVCache
 from ladder.server import ReadyServer, listen
 from ladder.sse import Event, EventParser
 
-LAST_LLM_RUNG = "05"
-"""The rungs after this one serve something else, under another contract."""
+ENGINE_TRACK = ("01", "09")
+"""The rungs that serve a language model; those of the second track serve something else."""
 
 STORY = "Tell me a story about a fox."
 QUESTION = "What is 2 + 2?"
@@ -63,7 +63,7 @@ T = TypeVar("T")
 SCRIPTS = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*.py"))
 """Every rung, in the order in which they are climbed."""
 
-RUNGS = [script for script in SCRIPTS if script[:2] <= LAST_LLM_RUNG]
+RUNGS = [script for script in SCRIPTS if ENGINE_TRACK[0] <= script[:2] <= ENGINE_TRACK[1]]
 """Those that serve a language model."""
 STREAMING_RUNGS = [script for script in RUNGS if script[:2] >= "02"]
 

@@ -110,7 +110,7 @@ def test_rung_05_survives_its_engine(figures: dict[str, Any]) -> None:
 def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothing(
     figures: dict[str, Any],
 ) -> None:
-    columns = figures["06_model_versions.py"]["figures"]
+    columns = figures["10_model_versions.py"]["figures"]
     assert sum(column["users"] for column in columns.values()) == 10_000
     for column in columns.values():
         assert column["task_a_row_ms"] > column["one_pass_ms"]
@@ -121,18 +121,18 @@ def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothin
 
 
 def test_rung_07_drops_who_never_reads_and_loses_no_event(figures: dict[str, Any]) -> None:
-    columns = figures["07_realtime.py"]["figures"]
+    columns = figures["11_realtime.py"]["figures"]
     assert columns["WebSocket"]["evicted"] == 5
     assert columns["SSE"]["lost"] == 0
     assert columns["plain HTTP"]["down_bytes"] > columns["WebSocket"]["down_bytes"]
 
 
 def test_rung_08_answers_while_the_disk_is_slow_and_holds_no_file_in_memory(figures: dict[str, Any]) -> None:
-    columns = figures["08_file_streaming.py"]["figures"]
-    assert columns["blocking, 8 KiB"]["slow_health_ms"] > columns["08, 8 KiB"]["slow_health_ms"]
-    ours = [column for name, column in columns.items() if name.startswith("08")]
+    columns = figures["12_file_streaming.py"]["figures"]
+    assert columns["blocking, 8 KiB"]["slow_health_ms"] > columns["12, 8 KiB"]["slow_health_ms"]
+    ours = [column for name, column in columns.items() if name.startswith("12")]
     assert columns["read all"]["memory_mib"] > max(column["memory_mib"] for column in ours)
-    stored = columns["08, 256 KiB"]
+    stored = columns["12, 256 KiB"]
     assert columns["read all"]["upload_memory_mib"] > stored["upload_memory_mib"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ladder import ROOT
 from ladder.cli import ListenConfig
-from tests.support import SCRIPTS, import_rung, tracked_files
+from tests.support import RUNGS, SCRIPTS, import_rung, tracked_files
 
 RUNG_NAME = re.compile(r"\d\d_\w+")
 DUPLICATE_LINES = 12
@@ -86,8 +86,9 @@ def definitions(tree: ast.Module) -> list[str]:
 
 def test_there_are_rungs() -> None:
     assert SCRIPTS[0] == "01_flask_blocking.py"
-    numbers = [int(script[:2]) for script in SCRIPTS]
-    assert numbers == list(range(1, len(SCRIPTS) + 1))
+    for track in (RUNGS, SCRIPTS[len(RUNGS) :]):
+        first = int(track[0][:2])
+        assert [int(script[:2]) for script in track] == list(range(first, first + len(track)))
 
 
 def test_a_rung_can_be_read_in_one_sitting(script: str) -> None:
@@ -112,7 +113,7 @@ def test_the_docstring_teaches(script: str) -> None:
     assert f"    python {script}" in lines
     assert re.search(r"^What is (still )?wrong", doc, re.MULTILINE)
     if script != SCRIPTS[0]:
-        previous = f"{int(script[:2]) - 1:02}"
+        previous = SCRIPTS[SCRIPTS.index(script) - 1][:2]
         assert re.search(rf"Rung {previous}\b", doc), "it begins with the failure of the rung before"
 
 

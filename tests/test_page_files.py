@@ -1,4 +1,4 @@
-"""The page of rung 08 in a real browser: it plays, seeks, uploads, and goes on after a broken connection."""
+"""The page of rung 12 in a real browser: it plays, seeks, uploads, and goes on after a broken connection."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(uploads: Path) -> Iterator[Server]:
-    with own_rung("08_file_streaming.py", "--uploads", str(uploads)) as server:
+    with own_rung("12_file_streaming.py", "--uploads", str(uploads)) as server:
         yield server
 
 

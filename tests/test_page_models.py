@@ -1,4 +1,4 @@
-"""Holds the pages of rungs 06 and 07 to account in a real browser."""
+"""Holds the pages of rungs 10 and 11 to account in a real browser."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.predicting import engine_serving, watch
 from tests.support import import_rung, own_rung
 
-rung_06 = import_rung("06_model_versions.py")
-rung_07 = import_rung("07_realtime.py")
+rung_10 = import_rung("10_model_versions.py")
+rung_11 = import_rung("11_realtime.py")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ ZERO = [(0.5 + 0.2 * math.sin(turn / 6), 0.5 - 0.35 * math.cos(turn / 6)) for tu
 ONE = [(0.5, 0.15 + 0.07 * step) for step in range(11)]
 
 
-@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+@pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any) -> None:
@@ -60,7 +60,7 @@ def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any
         assert_readable_by_all(page)
 
 
-@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+@pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
 def test_a_table_is_a_stack_of_rows_on_a_phone(open_page: Open, rung: Any) -> None:
     """Nothing is cut off, each cell says what column it is of, and to a screen reader it is a table."""
     with engine_serving(rung) as (_, server):
@@ -83,7 +83,7 @@ def test_a_table_is_a_stack_of_rows_on_a_phone(open_page: Open, rung: Any) -> No
             assert 0 <= place["x"] < place["x"] + place["width"] <= NARROW["width"]
 
 
-@pytest.mark.parametrize("rung", [rung_06, rung_07], ids=["06", "07"])
+@pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
 def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
     with engine_serving(rung) as (_, server):
         page = open_page(server)
@@ -97,7 +97,7 @@ def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
 
 def test_a_finger_draws(open_page: Open) -> None:
     """Touches, which the page must not take for scrolling; the pad follows the finger."""
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server, NARROW, has_touch=True)
         page.locator("#pad").scroll_into_view_if_needed()
         kinds = "new Set(window.kinds)"
@@ -121,7 +121,7 @@ def test_a_finger_draws(open_page: Open) -> None:
 
 
 def test_only_the_main_button_draws(open_page: Open) -> None:
-    with engine_serving(rung_06) as (_, server):
+    with engine_serving(rung_10) as (_, server):
         page = open_page(server)
         take_part = page.get_by_role("button", name="Predict the drawing")
         page.locator("#pad").click(button="right")
@@ -131,7 +131,7 @@ def test_only_the_main_button_draws(open_page: Open) -> None:
 
 
 def test_versions_can_be_changed(open_page: Open) -> None:
-    with engine_serving(rung_06) as (engine, server):
+    with engine_serving(rung_10) as (engine, server):
         page = open_page(server)
         row = page.locator("tr[data-version='digits v2']")
         page.get_by_role("button", name="A handwritten 7").click()
@@ -149,7 +149,7 @@ def test_versions_can_be_changed(open_page: Open) -> None:
 
 
 def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
-    with engine_serving(rung_06) as (engine, server):
+    with engine_serving(rung_10) as (engine, server):
         page = open_page(server)
         take_part = page.get_by_role("button", name="Predict the drawing")
         expect(take_part).to_be_disabled()
@@ -158,7 +158,7 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         user = "<b>Ödön</b>"
         page.get_by_label("User").fill(user)
         take_part.click()
-        arm = rung_06.arm_of(user, engine.config)
+        arm = rung_10.arm_of(user, engine.config)
         expect(page.locator("#arm")).to_have_text(
             f"{arm} is {user}'s version. It answered 3. Which digit is it?"
         )
@@ -170,8 +170,8 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
 
 
 def test_what_is_said_of_a_users_version_stays_true_without_it(open_page: Open) -> None:
-    with engine_serving(rung_06) as (engine, server):
-        assert rung_06.arm_of("ada", engine.config) == "v2"
+    with engine_serving(rung_10) as (engine, server):
+        assert rung_10.arm_of("ada", engine.config) == "v2"
         page = open_page(server)
         arm, take_part = page.locator("#arm"), page.get_by_role("button", name="Predict the drawing")
         page.get_by_role("button", name="A handwritten 7").click()
@@ -186,7 +186,7 @@ def test_what_is_said_of_a_users_version_stays_true_without_it(open_page: Open) 
 
 
 def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> None:
-    with engine_serving(rung_06) as (_, server):
+    with engine_serving(rung_10) as (_, server):
         page = open_page(server)
         for gone in ("A handwritten 4", "Clear"):
             page.get_by_role("button", name="A handwritten 3").click()
@@ -198,7 +198,7 @@ def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> Non
 
 
 def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None:
-    with own_rung("06_model_versions.py") as server:
+    with own_rung("10_model_versions.py") as server:
         port = str(urlsplit(server.url).port)
         page = open_page(server)
         page.get_by_role("button", name="A handwritten 3").click()
@@ -210,7 +210,7 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
         page.get_by_role("button", name="It is a 3").click()
         expect(page.locator("#arm")).to_have_text("the connection to the server is lost")
         expect(page.locator("#labels")).to_be_visible()
-    with own_rung("06_model_versions.py", "--port", port):
+    with own_rung("10_model_versions.py", "--port", port):
         expect(page.locator("#lost")).to_be_hidden()
         page.get_by_role("button", name="It is a 3").click()
         expect(page.locator("#arm")).to_have_text("no prediction of that id waits for its label")
@@ -221,7 +221,7 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("script", "figure"), [("06_model_versions.py", "#calls"), ("07_realtime.py", "#cpu")], ids=["06", "07"]
+    ("script", "figure"), [("10_model_versions.py", "#calls"), ("11_realtime.py", "#cpu")], ids=["10", "11"]
 )
 def test_nothing_that_a_dead_server_said_is_left_and_the_next_one_reads_the_drawing(
     open_page: Open, script: str, figure: str
@@ -247,7 +247,7 @@ def test_nothing_that_a_dead_server_said_is_left_and_the_next_one_reads_the_draw
 
 def test_a_row_stays_the_same_for_as_long_as_nothing_changes(open_page: Open) -> None:
     """Else a click is lost that the page's next look at the models comes in between."""
-    with engine_serving(rung_06) as (_, server):
+    with engine_serving(rung_10) as (_, server):
         page = open_page(server)
         unload = page.get_by_role("button", name="Unload digits v2")
         unload.hover()
@@ -260,7 +260,7 @@ def test_a_row_stays_the_same_for_as_long_as_nothing_changes(open_page: Open) ->
 
 
 def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(open_page: Open) -> None:
-    with own_rung("06_model_versions.py") as server:
+    with own_rung("10_model_versions.py") as server:
         port = str(urlsplit(server.url).port)
         page = open_page(server)
         server.process.stop(signal.SIGKILL)
@@ -274,7 +274,7 @@ def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(ope
 
 def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:
     """Over one WebSocket, and before the pen is lifted."""
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         posts: list[str] = []
         page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
@@ -287,7 +287,7 @@ def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:
 
 
 def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
-    with engine_serving(rung_07) as (engine, server):
+    with engine_serving(rung_11) as (engine, server):
         seen: list[Any] = []
 
         def note(payload: Any) -> None:
@@ -308,7 +308,7 @@ def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
 
 
 def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> None:
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         expect(page.get_by_text("Nothing yet.")).to_be_visible()
         page.get_by_role("button", name="A handwritten 5").click()
@@ -326,7 +326,7 @@ def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Op
     run = [(1, 2.0, 0.5), (2, 1.0, 0.9)]
     epochs = [{"epoch": number, "epochs": 40, "loss": loss, "accuracy": right} for number, loss, right in run]
     stream = "".join(f"event: epoch\ndata: {json.dumps(epoch)}\n\n" for epoch in epochs)
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         page.route(
             "**/train/stream*", lambda route: route.fulfill(content_type="text/event-stream", body=stream)
@@ -349,7 +349,7 @@ def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Op
 
 
 def test_digits_and_bars_line_up_however_long_a_description_is(open_page: Open) -> None:
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server, {"width": 900, "height": 800})
         page.get_by_role("button", name="A handwritten 4").click()
         expect(reading(page, "v2")).to_have_text("4")
@@ -362,7 +362,7 @@ def test_digits_and_bars_line_up_however_long_a_description_is(open_page: Open) 
 
 
 def test_a_training_can_be_stopped(open_page: Open) -> None:
-    with engine_serving(rung_07) as (engine, server):
+    with engine_serving(rung_11) as (engine, server):
         page = open_page(server)
         page.get_by_label("Epochs").fill("200")
         page.get_by_role("button", name="Train").click()
@@ -378,7 +378,7 @@ def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: O
     def broken(_: Any) -> None:
         raise RuntimeError("the model broke")
 
-    with engine_serving(rung_07) as (engine, server):
+    with engine_serving(rung_11) as (engine, server):
         watch(engine.predicting, "v2", broken)
         asked: list[Any] = []
         page = open_page(server)
@@ -403,7 +403,7 @@ def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: O
 
 
 def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         page.get_by_role("button", name="Measure here").click()
         for way in ("http", "socket", "events"):
@@ -413,12 +413,12 @@ def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
             expect(cells.nth(1)).to_have_text(time)
             expect(cells.nth(2)).to_have_text(re.compile(r"\d+ \+ \d+"))
             expect(cells.nth(3)).to_have_text(re.compile(r"\d.* ms"))
-        expect(page.locator("#measured")).to_contain_text("python 07_realtime.py --demo on ")
+        expect(page.locator("#measured")).to_contain_text("python 11_realtime.py --demo on ")
 
 
 def test_a_training_whose_stream_ends_early_is_not_left_as_if_it_went_on(open_page: Open) -> None:
     epoch = {"epoch": 1, "epochs": 40, "loss": 1.0, "accuracy": 0.5}
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         page.route(
             "**/train/stream*",
@@ -432,7 +432,7 @@ def test_a_training_whose_stream_ends_early_is_not_left_as_if_it_went_on(open_pa
 
 
 def test_a_measurement_ends_when_its_websocket_does(open_page: Open) -> None:
-    with engine_serving(rung_07) as (_, server):
+    with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         page.route_web_socket("**/ws/predict", lambda socket: socket.on_message(lambda _: socket.close()))
         page.reload()

@@ -152,7 +152,7 @@ def test_swaggers_page_is_left_as_it_is(streaming_server: RungServer) -> None:
 def test_who_has_no_internet_is_told_where_the_description_is(
     pool: ServerPool, script: str, tmp_path: Path
 ) -> None:
-    server = pool(script, *(["--uploads", str(tmp_path)] if script.startswith("08") else []))
+    server = pool(script, *(["--uploads", str(tmp_path)] if script.startswith("12") else []))
     docs = server.request("GET", "/docs").body.decode()
     assert re.findall(r'<script src="(\w+:)', docs) == ["https:"]
     page = server.request("GET", "/").body.decode()

@@ -47,7 +47,7 @@ def conclusion(
 def test_many_contenders_have_a_line_each_with_every_heading_and_figure_whole(
     show: Show, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = demo_figures("08")
+    figures = demo_figures("12")
     lines = conclusion(show, file_scenes.ROWS, figures, capsys)
     assert max(map(len, lines[:-2])) <= COLUMNS
     for title in file_scenes.ROWS.values():

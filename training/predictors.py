@@ -5,7 +5,7 @@
 The digits are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI
 Machine Learning Repository, CC BY 4.0); the diabetes data are those of Efron, Hastie, Johnstone and
 Tibshirani, "Least Angle Regression" (2004). Both come with scikit-learn: nothing is downloaded. A fifth of
-each is held out. The digits are written beside the models, for demos, for tests, and for rung 07, which
+each is held out. The digits are written beside the models, for demos, for tests, and for rung 11, which
 trains a further version while it serves.
 """
 

@@ -9,7 +9,7 @@ import { Heartbeat, Strip } from "./heartbeat.js";
  * @typedef {import("./client.js").Health} Health
  */
 
-const RUNGS = 8;
+const RUNGS = ["01", "02", "03", "04", "05", "10", "11", "12"];
 const PICTURE = 45; // milliseconds: the strip moves on by a pixel or two at a time,
 const CALM_PICTURE = 1000; // or, with reduced motion, a little each second
 const KEPT = 60_000; // milliseconds of pulse: more than the widest strip shows
@@ -46,7 +46,7 @@ export function begin({ onRung = () => {}, onHealth = () => {}, onLost = () => {
 
 /** The rails, and a step for each rung, the first at the foot; the style sheet marks the one that is served. */
 function drawLadder() {
-  const steps = Array.from({ length: RUNGS }, (_, index) => `<path data-rung="0${index + 1}" d="M7 ${82.5 - 10.5 * index}h30"/>`);
+  const steps = RUNGS.map((rung, index) => `<path data-rung="${rung}" d="M7 ${82.5 - 10.5 * index}h30"/>`);
   element("ladder").innerHTML = `<path class="rail" d="M7 2v88M37 2v88"/>${steps.join("")}`;
 }
 

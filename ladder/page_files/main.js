@@ -1,4 +1,4 @@
-/** Rung 08's page: the player, uploads, downloads, the log. */
+/** Rung 12's page: the player, uploads, downloads, the log. */
 
 import { ask, inWords } from "./client.js";
 import { copyTemplate, element, make, setText } from "./dom.js";

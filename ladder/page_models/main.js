@@ -1,4 +1,4 @@
-/** Rung 06's page: one drawing, every version's reading of it, and the versions themselves. */
+/** Rung 10's page: one drawing, every version's reading of it, and the versions themselves. */
 
 import { ask, inWords, Refusal } from "./client.js";
 import { beginPad, Cards, clearFigures, showLoaded } from "./digits.js";

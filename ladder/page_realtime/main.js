@@ -1,4 +1,4 @@
-/** Rung 07's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
+/** Rung 11's page: a digit is read while it is drawn, the server is watched, a training run is followed. */
 
 import { Sheet } from "./canvas.js";
 import { ask, inWords, reasonIn, Refusal, send } from "./client.js";

@@ -1,4 +1,4 @@
-"""Rung 06: any model, in several versions, changed while it serves.
+"""Rung 10: any model, in several versions, changed while it serves.
 
 Rung 05 serves the one model that it was started with: a better one means a restart, with every request in
 flight lost, and nobody can say whether it is better. Here models are entries in a registry:
@@ -15,8 +15,8 @@ flight lost, and nobody can say whether it is better. Here models are entries in
     request 2                                        │ resolved: v2 ├── by v2 ──▶│
                                              swap ───┘
 
-    python 06_model_versions.py --demo
-    python 06_model_versions.py
+    python 10_model_versions.py --demo
+    python 10_model_versions.py
     curl localhost:5000/models
 
 What is still wrong: a client speaks first, every time, and pays for a request each time. It cannot be told
@@ -205,7 +205,7 @@ Leased = Annotated[Lease, Depends(lease)]
 
 
 def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
-    """The web side. Rung 07 adds to it."""
+    """The web side. Rung 11 adds to it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -274,15 +274,15 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """Both versions side by side: what they know and cost, and what a change between them does."""
-    show = demos.Show("Rung 06: any model, in several versions, changed while it serves", config, options)
+    show = demos.Show("Rung 10: any model, in several versions, changed while it serves", config, options)
     users = Counter(arm_of(f"user-{number}", config) for number in range(10_000))
-    with show.starting(("06_model_versions.py", config.flags())) as (url,):
+    with show.starting(("10_model_versions.py", config.flags())) as (url,):
         asyncio.run(scenes.show_versions(show, url, users))
 
 
 def main() -> None:
     config, options = parse(Config, __doc__)
-    with errors_in_one_line("06_model_versions.py"):
+    with errors_in_one_line("10_model_versions.py"):
         if options:
             demo(config, options)
         else:

@@ -1,4 +1,4 @@
-"""Holds rung 06 to its versions: who is answered by which, in how many passes, and what a change does."""
+"""Holds rung 10 to its versions: who is answered by which, in how many passes, and what a change does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tests.support import (
     serving,
 )
 
-SCRIPT = "06_model_versions.py"
+SCRIPT = "10_model_versions.py"
 rung = import_rung(SCRIPT)
 
 ROW_PATHS = ["/predict", "/models/digits/predict", "/predict/ab-test?user_id=me"]
@@ -314,7 +314,7 @@ def test_a_body_without_end_is_refused(server: RungServer) -> None:
 USERS = [f"user-{number}" for number in range(10_000)]
 ARMS = """
 import importlib, json
-rung = importlib.import_module("06_model_versions")
+rung = importlib.import_module("10_model_versions")
 print(json.dumps([rung.arm_of(f"user-{number}", rung.Config()) for number in range(10_000)]))
 """
 
@@ -473,7 +473,7 @@ def test_a_failure_is_not_kept() -> None:
 
 
 def test_whoever_is_cancelled_takes_the_prediction_from_nobody_else() -> None:
-    """At the cache's boundary: rung 07 cancels the work of connections that it drops."""
+    """At the cache's boundary: rung 11 cancels the work of connections that it drops."""
     outcome = expected("v1", [ROW])[0]
     computed: list[int] = []
 
@@ -662,7 +662,7 @@ def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
 
 
 def test_tampered_digits_are_refused(tmp_path: Path) -> None:
-    """Rung 07 trains on them: who could change them would change what it serves."""
+    """Rung 11 trains on them: who could change them would change what it serves."""
     folder = copy_of_predictors(tmp_path)
     file = folder / "digits.safetensors"
     content = bytearray(file.read_bytes())

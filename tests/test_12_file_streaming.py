@@ -1,4 +1,4 @@
-"""Rung 08: bytes in and out over HTTP, whole and in parts, by friendly clients and by others."""
+"""Rung 12: bytes in and out over HTTP, whole and in parts, by friendly clients and by others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ladder.ranges import Unsatisfiable, parse_ranges
 from ladder.sse import Event, EventParser
 from tests.support import Answer, Server, eventually, one_line, run_rung
 
-SCRIPT = "08_file_streaming.py"
+SCRIPT = "12_file_streaming.py"
 MIB = 2**20
 SECRET = b"SECRET"
 CONTENT = random.Random(8).randbytes(300_001)
@@ -52,7 +52,7 @@ UNICODE_NAMES = [
 
 @dataclass(frozen=True)
 class FileServer(Server):
-    """A rung 08 with folders of its own, in a folder that it must not leave."""
+    """A rung 12 with folders of its own, in a folder that it must not leave."""
 
     process: RungProcess
     around: Path

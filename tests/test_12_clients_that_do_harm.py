@@ -1,4 +1,4 @@
-"""Rung 08 and clients that mean harm, do not read, fall silent, come too often, or ask for too much."""
+"""Rung 12 and clients that mean harm, do not read, fall silent, come too often, or ask for too much."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ladder.forms import MOST_PARTS
 from ladder.http import PORTION, Stream
 from ladder.uploads import Transfer
 from tests.support import Server, eventually, import_rung, serving
-from tests.test_08_file_streaming import (
+from tests.test_12_file_streaming import (
     BOUNDARY,
     CONTENT,
     END,

@@ -1,4 +1,4 @@
-"""Holds rung 07 to its connections: who gets what, in which order, and whom a bad client hurts."""
+"""Holds rung 11 to its connections: who gets what, in which order, and whom a bad client hurts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ladder.websockets import MAX_MESSAGE_BYTES, WebSocketProtocol
 from tests.predicting import HELD_OUT, IMAGES, ROW, Hold, engine_serving, expected, watch
 from tests.support import RungServer, Server, ServerPool, eventually, import_rung, own_rung, serving
 
-SCRIPT = "07_realtime.py"
+SCRIPT = "11_realtime.py"
 rung = import_rung(SCRIPT)
 
 
@@ -725,7 +725,7 @@ def test_pages_of_other_origins_may_not_train(server: RungServer) -> None:
         assert server.request("POST", "/train/stream?epochs=1", b"", Origin=origin).status == 403
 
 
-# And all that rung 06 does
+# And all that rung 10 does
 
 
 def test_a_socket_finishes_on_the_version_it_began_with() -> None:
@@ -748,4 +748,4 @@ def test_a_socket_finishes_on_the_version_it_began_with() -> None:
 def test_it_answers_as_rung_06_does(server: RungServer) -> None:
     answer = server.request("POST", "/predict?version=v2", question().encode()).json()
     assert (answer["prediction"], answer["model_version"]) == (expected("v2", [ROW])[0].prediction, "v2")
-    assert server.health()["rung"] == "07"
+    assert server.health()["rung"] == "11"

@@ -1,6 +1,6 @@
-"""Rung 08: bytes stream in and out, a piece at a time.
+"""Rung 12: bytes stream in and out, a piece at a time.
 
-Rung 07 sends many small messages. A file is one message that is too large to hold, and the code that
+Rung 11 sends many small messages. A file is one message that is too large to hold, and the code that
 everyone writes first for it is wrong in one of three ways: it reads the whole file, a gigabyte of memory for
 each client; or it reads in pieces, but inside an `async def`, where every read stops the event loop (a
 `yield` awaits nothing); or it waits until an upload has arrived before it looks at the first byte.
@@ -17,8 +17,8 @@ each client; or it reads in pieces, but inside an `async def`, where every read 
     event loop     /health ok      └─▶ send   /health ok    └─▶ send ── waits while the client reads nothing
     client         GET, Range: bytes=5000-  ─▶ 206, the bytes from 5000 on
 
-    python 08_file_streaming.py --demo
-    python 08_file_streaming.py
+    python 12_file_streaming.py --demo
+    python 12_file_streaming.py
     curl -r 0-99 localhost:5000/stream-video/batching.webm | xxd
     curl -T some.file localhost:5000/upload/some.file
 
@@ -281,12 +281,12 @@ def create_app(engine: Engine) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """The same file from servers that read it in different ways: memory, first byte, speed, /health."""
-    file_scenes.compare(demos.Show("Rung 08: bytes stream in and out, a piece at a time", config, options))
+    file_scenes.compare(demos.Show("Rung 12: bytes stream in and out, a piece at a time", config, options))
 
 
 def main() -> None:
     config, options = parse(Config, __doc__)
-    with errors_in_one_line("08_file_streaming.py"):
+    with errors_in_one_line("12_file_streaming.py"):
         if options:
             demo(config, options)
         else:

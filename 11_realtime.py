@@ -1,6 +1,6 @@
-"""Rung 07: server and client speak whenever they have something to say.
+"""Rung 11: server and client speak whenever they have something to say.
 
-Rung 06 answers, and only that: a client must ask to learn anything, again and again, and each question is
+Rung 10 answers, and only that: a client must ask to learn anything, again and again, and each question is
 a whole request. Three ways of staying connected mend that, each at a price:
 
 - A WebSocket carries messages both ways. Each connection has a bounded queue and a task that empties it.
@@ -9,14 +9,14 @@ a whole request. Three ways of staying connected mend that, each at a price:
 - Server-sent events go one way, over plain HTTP. Each has a number. A client that was cut off names the last
   one it has seen, and gets exactly those that it has missed.
 - Work that takes long says how it is going, and ends when nobody listens: a training run streams its loss,
-  and its model is the next version in rung 06's registry.
+  and its model is the next version in rung 10's registry.
 
     a drawing ─── message ──▶ predict ─┬─▶ queue ─▶ task ─▶ reads
                                        ├─▶ queue ─▶ task ─▶ reads
                                        └─▶ FULL             does not read: evicted
 
-    python 07_realtime.py --demo
-    python 07_realtime.py
+    python 11_realtime.py --demo
+    python 11_realtime.py
     curl -N localhost:5000/stream/events
 
 What is still wrong: everything that is sent fits into one message; a video or a year of logs does not.
@@ -50,7 +50,7 @@ from ladder.registry import Registry
 from ladder.server import serve_asgi, take_port
 from ladder.trainer import Trainer
 
-rung_06 = import_rung("06_model_versions")
+rung_10 = import_rung("10_model_versions")
 
 PATIENCE = 2.0
 """Seconds that a client with a full queue has to read on, before it is dropped."""
@@ -206,13 +206,13 @@ class EventLog:
 
 
 class Engine:
-    """Rung 06's engine, unchanged, and all that is connected to it."""
+    """Rung 10's engine, unchanged, and all that is connected to it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.predicting = rung_06.Engine(config)
+        self.predicting = rung_10.Engine(config)
         self.registry: Registry = self.predicting.registry
-        self.trainer = Trainer(self.registry, rung_06.MAIN, config.max_trained)
+        self.trainer = Trainer(self.registry, rung_10.MAIN, config.max_trained)
         self.log = EventLog(config.history, config.ping_seconds)
         self.registry.watchers.append(lambda what, version: self.log.append(what, {"version": version}))
         self.managers = {path: Manager(config) for path in ("predict", "predictions", "monitor")}
@@ -251,7 +251,7 @@ class Engine:
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """Rung 06's web side, and the paths of those who stay."""
+    """Rung 10's web side, and the paths of those who stay."""
 
     router = APIRouter(lifespan=lambda _: engine.meter.watching(engine.registry, engine.managers))
 
@@ -271,7 +271,7 @@ def create_app(engine: Engine) -> FastAPI:
             raise HTTPException(403, "this origin may not train")
         return engine.trainer.stream(epochs)
 
-    app: FastAPI = rung_06.create_app(engine.predicting, describe(__file__, __doc__), "page_realtime")
+    app: FastAPI = rung_10.create_app(engine.predicting, describe(__file__, __doc__), "page_realtime")
     app.include_router(router)
     app.add_middleware(Metered, meter=engine.meter)
     return app
@@ -279,14 +279,14 @@ def create_app(engine: Engine) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """The same predictions by plain HTTP, as server-sent events and over a WebSocket; then a crowd."""
-    show = demos.Show("Rung 07: server and client speak whenever they have something to say", config, options)
-    with show.starting(("07_realtime.py", config.flags())) as (url,):
+    show = demos.Show("Rung 11: server and client speak whenever they have something to say", config, options)
+    with show.starting(("11_realtime.py", config.flags())) as (url,):
         asyncio.run(realtime_scenes.show_transports(show, url))
 
 
 def main() -> None:
     config, options = parse(Config, __doc__)
-    with errors_in_one_line("07_realtime.py"):
+    with errors_in_one_line("11_realtime.py"):
         if options:
             demo(config, options)
         else:
