@@ -41,12 +41,13 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
-from ladder.client import Client
-from ladder.loading import Model
-from ladder.pages import add_flask_page, describe
-from ladder.schema import (
+from ladder.lab import plots, scenes
+from ladder.lab import show as demos
+from ladder.lab.client import Client
+from ladder.llm.loading import Model
+from ladder.web.pages import add_flask_page, describe
+from ladder.web.schema import (
     MAX_BODY_BYTES,
     NOT_SENT_AS_JSON,
     ErrorBody,
@@ -57,8 +58,8 @@ from ladder.schema import (
     TokenEvent,
     public_details,
 )
-from ladder.sequence import Sequence, milliseconds_since, sample_one, to_response
-from ladder.server import prepare, serve_wsgi
+from ladder.web.sequence import Sequence, milliseconds_since, sample_one, to_response
+from ladder.web.server import prepare, serve_wsgi
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import SerializeAsAny
 
-from ladder import demos, plots, scenes
 from ladder.cli import DemoOptions, ServerConfig, parse
-from ladder.engine import ServerStopping, StreamingEngine
-from ladder.http import (
+from ladder.lab import plots, scenes
+from ladder.lab import show as demos
+from ladder.llm.loading import Model
+from ladder.web.http import (
     CLIENT_CLOSED_REQUEST,
     STREAM_AND_ERRORS,
     EventStream,
@@ -50,11 +51,11 @@ from ladder.http import (
     failure,
     log_failure,
 )
-from ladder.loading import Model
-from ladder.pages import Rung, add_page, describe
-from ladder.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
-from ladder.sequence import Sequence, milliseconds_since, sample_one, to_response
-from ladder.server import prepare, serve_asgi
+from ladder.web.pages import Rung, add_page, describe
+from ladder.web.protocol import ServerStopping, StreamingEngine
+from ladder.web.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
+from ladder.web.sequence import Sequence, milliseconds_since, sample_one, to_response
+from ladder.web.server import prepare, serve_asgi
 
 
 @dataclass(frozen=True)

@@ -35,20 +35,23 @@ from collections.abc import AsyncGenerator
 from fastapi import FastAPI
 from msgspec.structs import asdict
 
-from ladder import demos, import_rung, plots, scenes, trace
+from ladder import import_rung
 from ladder.cli import DemoOptions, parse
 from ladder.cli import EngineConfig as Config
-from ladder.engine import QueueFull, ServerStopping
+from ladder.engine import trace
+from ladder.engine.messages import Abort, Failed, Job, Status, Token, Update
+from ladder.engine.runner import Outcome, Runner, Step, Work
 from ladder.errors import UserError
-from ladder.frontend import Frontend
-from ladder.http import log_failure
-from ladder.loading import Model
-from ladder.messages import Abort, Failed, Job, Status, Token, Update
-from ladder.pages import describe
-from ladder.runner import Outcome, Runner, Step, Work
-from ladder.schema import GenerateRequest, SlotHealth, TokenEvent
-from ladder.sequence import Sequence
-from ladder.server import prepare, serve_asgi
+from ladder.lab import plots, scenes
+from ladder.lab import show as demos
+from ladder.llm.loading import Model
+from ladder.web.frontend import Frontend
+from ladder.web.http import log_failure
+from ladder.web.pages import describe
+from ladder.web.protocol import QueueFull, ServerStopping
+from ladder.web.schema import GenerateRequest, SlotHealth, TokenEvent
+from ladder.web.sequence import Sequence
+from ladder.web.server import prepare, serve_asgi
 
 rung_02 = import_rung("02_async_streaming")
 

@@ -43,18 +43,20 @@ from fastapi.responses import JSONResponse
 from msgspec.structs import asdict
 from rich.console import Console
 
-from ladder import demos, import_rung, plots, scenes
-from ladder.channel import ChildProcess, ParentProcess
+from ladder import import_rung
 from ladder.cli import DemoOptions, EngineConfig, option, parse
-from ladder.engine import QueueFull, ServerStopping, Unavailable
+from ladder.engine.channel import ChildProcess, ParentProcess
+from ladder.engine.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
 from ladder.errors import UserError
-from ladder.frontend import Frontend, vocabulary_of
-from ladder.http import logger
-from ladder.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
-from ladder.pages import describe
-from ladder.schema import EngineHealth, GenerateRequest, TokenEvent
-from ladder.sequence import Sequence
-from ladder.server import load, serve_asgi, take_port
+from ladder.lab import plots, scenes
+from ladder.lab import show as demos
+from ladder.web.frontend import Frontend, vocabulary_of
+from ladder.web.http import logger
+from ladder.web.pages import describe
+from ladder.web.protocol import QueueFull, ServerStopping, Unavailable
+from ladder.web.schema import EngineHealth, GenerateRequest, TokenEvent
+from ladder.web.sequence import Sequence
+from ladder.web.server import load, serve_asgi, take_port
 
 rung_02 = import_rung("02_async_streaming")
 rung_04 = import_rung("04_continuous_batching")

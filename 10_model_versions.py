@@ -41,19 +41,20 @@ from typing import Annotated, Any, NamedTuple
 import psutil
 from fastapi import Depends, FastAPI, Query, Request
 
-from ladder import demos, import_rung
-from ladder import prediction_scenes as scenes
-from ladder import predictions as wire
+from ladder import import_rung
 from ladder.cli import DemoOptions, PredictionConfig, parse
-from ladder.coalescing import Coalescer, Places
-from ladder.engine import ServerStopping, Unavailable
-from ladder.experiment import Books, add_books
-from ladder.http import EventStream, answer_errors_in_our_shape
-from ladder.pages import Rung, add_page, describe
-from ladder.predictor import Outcome, Predictor, Rows
-from ladder.registry import Registry, add_registry
-from ladder.schema import MAX_BODY_BYTES
-from ladder.server import serve_asgi, take_port
+from ladder.lab import prediction_scenes as scenes
+from ladder.lab import show as demos
+from ladder.predict import wire
+from ladder.predict.coalescing import Coalescer, Places
+from ladder.predict.experiment import Books, add_books
+from ladder.predict.predictor import Outcome, Predictor, Rows
+from ladder.predict.registry import Registry, add_registry
+from ladder.web.http import EventStream, answer_errors_in_our_shape
+from ladder.web.pages import Rung, add_page, describe
+from ladder.web.protocol import ServerStopping, Unavailable
+from ladder.web.schema import MAX_BODY_BYTES
+from ladder.web.server import serve_asgi, take_port
 
 rung_02 = import_rung("02_async_streaming")
 

@@ -40,15 +40,18 @@ from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request
 from fastapi.sse import format_sse_event
 from starlette.websockets import WebSocket
 
-from ladder import demos, import_rung, realtime_scenes, websockets
-from ladder import predictions as wire
+from ladder import import_rung
 from ladder.cli import DemoOptions, PredictionConfig, option, parse, seconds, whole_number
-from ladder.http import EventStream
-from ladder.metrics import Meter, Metered
-from ladder.pages import describe
-from ladder.registry import Registry
-from ladder.server import serve_asgi, take_port
-from ladder.trainer import Trainer
+from ladder.lab import realtime_scenes
+from ladder.lab import show as demos
+from ladder.predict import wire
+from ladder.predict.monitor import Meter, Metered
+from ladder.predict.registry import Registry
+from ladder.predict.trainer import Trainer
+from ladder.web import websockets
+from ladder.web.http import EventStream
+from ladder.web.pages import describe
+from ladder.web.server import serve_asgi, take_port
 
 rung_10 = import_rung("10_model_versions")
 

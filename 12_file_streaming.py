@@ -44,21 +44,23 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from werkzeug.http import http_date, parse_accept_header
 
-from ladder import ROOT, demos, file_scenes
-from ladder.access_log import AccessLog
+from ladder import ROOT
 from ladder.cli import DemoOptions, ListenConfig, option, parse, whole_number
-from ladder.export import csv_pieces, gzip_pieces
-from ladder.files import FILE_HEADERS, answer_file_errors, not_modified
-from ladder.folder import Folder, Listed, OpenFile, Stored, attachment, check_name
-from ladder.follow import Follower
-from ladder.forms import files_in_form
-from ladder.guard import guard
-from ladder.http import EventStream, Stream, portions
-from ladder.pages import add_page, describe
-from ladder.ranges import Unsatisfiable, content_range, multipart, parse_ranges
-from ladder.server import serve_asgi, take_port
-from ladder.uploads import BrokenOff, GivenId, KnownId, Transfer, Transfers, announced, body_of
-from ladder.watchers import Watchers
+from ladder.files.export import csv_pieces, gzip_pieces
+from ladder.files.folder import Folder, Listed, OpenFile, Stored, attachment, check_name
+from ladder.files.follow import Follower
+from ladder.files.forms import files_in_form
+from ladder.files.ranges import Unsatisfiable, content_range, multipart, parse_ranges
+from ladder.files.responses import FILE_HEADERS, answer_file_errors, not_modified
+from ladder.files.uploads import BrokenOff, GivenId, KnownId, Transfer, Transfers, announced, body_of
+from ladder.files.watchers import Watchers
+from ladder.lab import file_scenes
+from ladder.lab import show as demos
+from ladder.web.access_log import AccessLog
+from ladder.web.guard import guard
+from ladder.web.http import EventStream, Stream, portions
+from ladder.web.pages import add_page, describe
+from ladder.web.server import serve_asgi, take_port
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class Engine:
         self.config = config
         self.chunk = 1024 * config.chunk_kib
         self.limit = 2**20 * config.max_upload_mib
-        self.videos = Folder(config.videos or ROOT / "ladder" / "clips")
-        self.models = Folder(config.models or ROOT / "ladder" / "weights")
+        self.videos = Folder(config.videos or ROOT / "ladder" / "data" / "clips")
+        self.models = Folder(config.models or ROOT / "ladder" / "data" / "weights")
         self.uploads = Folder(config.uploads, create=True, room=2**20 * config.max_unfinished_mib)
         self.log = Path(config.log) if config.log else self.uploads.path / ".log"
         self.transfers = Transfers(self.uploads, 60 * config.keep_minutes, self.in_worker)

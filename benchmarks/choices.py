@@ -32,12 +32,12 @@ from torch import Tensor
 from benchmarks.products import LAYERS, SHAPES, make_layers
 from benchmarks.products import seconds as seconds_of_products
 from benchmarks.results_file import RESULTS, write_result
-from ladder import linear
 from ladder.cli import whole_number
-from ladder.client import median
-from ladder.linear import Linear
-from ladder.loading import load_model
-from ladder.model import Decoder
+from ladder.lab.client import median
+from ladder.llm import linear
+from ladder.llm.decoder import Decoder
+from ladder.llm.linear import Linear
+from ladder.llm.loading import load_model
 
 MODEL = "random:smollm2-135m"
 BEHIND = 64

@@ -53,7 +53,7 @@ MEASURED = re.compile(rf"(?<![\w.,-]){NUMBER} ?(?:{UNITS})(?![\w/])|(?<=\|) *(?!
 
 ELSEWHERE = {
     "training": ROOT / "training" / "report.json",
-    "predictors": ROOT / "ladder" / "predictors" / "index.json",
+    "predictors": ROOT / "ladder" / "data" / "predictors" / "index.json",
 }
 """Results that do not lie with the others."""
 

@@ -18,11 +18,11 @@ from benchmarks.browser import chromium
 from benchmarks.screenshots import save
 from benchmarks.webm import Frame, webm
 from ladder import ROOT
-from ladder.launch import running_rungs
-from ladder.scenes import STREAM, arrivals, warm_up
-from ladder.trace import Step
+from ladder.engine.trace import Step
+from ladder.lab.launch import running_rungs
+from ladder.lab.scenes import STREAM, arrivals, warm_up
 
-CLIP = ROOT / "ladder" / "clips" / "batching.webm"
+CLIP = ROOT / "ladder" / "data" / "clips" / "batching.webm"
 POSTER = ROOT / "ladder" / "page_files" / "batching.png"
 PAGE = Path(__file__).with_name("clip.html")
 WIDTH, HEIGHT = 960, 540

@@ -26,9 +26,9 @@ from rich.progress import track
 from benchmarks.results_file import RESULTS, save, write_result
 from ladder import ROOT
 from ladder.cli import whole_number
-from ladder.client import median
 from ladder.errors import UserError
-from ladder.machine import describe_machine
+from ladder.lab.client import median
+from ladder.lab.machine import describe_machine
 
 SCRIPTS = {script.name[:2]: script.name for script in sorted(ROOT.glob("[0-9][0-9]_*.py"))}
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from benchmarks.results_file import RESULTS, write_result
 from ladder import import_rung
 from ladder.cli import DTYPES, EngineConfig
-from ladder.loading import Model, load_model
-from ladder.messages import Job
-from ladder.sampling import SamplingSettings
+from ladder.engine.messages import Job
+from ladder.llm.loading import Model, load_model
+from ladder.llm.sampling import SamplingSettings
 from training import corpus
 from training.corpus import Document
 

@@ -36,11 +36,11 @@ from benchmarks.results_file import RESULTS, write_result
 from benchmarks.scenarios import Server
 from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
-from ladder.client import Completions, median
-from ladder.launch import RungProcess, ServerProcess
-from ladder.linear import onednn_has_bfloat16
-from ladder.loading import load_model
-from ladder.scenes import Request, observe
+from ladder.lab.client import Completions, median
+from ladder.lab.launch import RungProcess, ServerProcess
+from ladder.lab.scenes import Request, observe
+from ladder.llm.linear import onednn_has_bfloat16
+from ladder.llm.loading import load_model
 
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
 

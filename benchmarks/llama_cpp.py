@@ -26,8 +26,8 @@ from transformers import AutoConfig
 
 from benchmarks.peers import save_checkpoint
 from ladder.errors import UserError
-from ladder.launch import READY
-from ladder.loading import RANDOM_SHAPES
+from ladder.lab.launch import READY
+from ladder.llm.loading import RANDOM_SHAPES
 
 SLOTS, CONTEXT = 32, 2048
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
-from ladder.client import Measurement, median, percentile
-from ladder.scenes import Figures, Probe
+from ladder.lab.client import Measurement, median, percentile
+from ladder.lab.scenes import Figures, Probe
 
 Record = dict[str, Any]
 

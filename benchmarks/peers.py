@@ -34,12 +34,12 @@ from transformers import (
 
 from ladder import import_rung
 from ladder.cli import EngineConfig
-from ladder.loading import DTYPES, RANDOM_SHAPES, RandomWeights, load_model, random_tokenizer
-from ladder.messages import Job
-from ladder.model import Architecture
-from ladder.sampling import SamplingSettings
-from ladder.schema import GenerateRequest
-from ladder.server import announce, listen
+from ladder.engine.messages import Job
+from ladder.llm.decoder import Architecture
+from ladder.llm.loading import DTYPES, RANDOM_SHAPES, RandomWeights, load_model, random_tokenizer
+from ladder.llm.sampling import SamplingSettings
+from ladder.web.schema import GenerateRequest
+from ladder.web.server import announce, listen
 
 Burst = Callable[[list[list[int]], int], None]
 """Runs prompts to their end, all at once, each for so many tokens."""

@@ -36,7 +36,7 @@ from rich.console import Console
 from benchmarks.results_file import RESULTS
 from ladder.cli import OneLineParser
 from ladder.errors import UserError
-from ladder.looks import COLOURS, GREY, INK, MARKERS, NAMES, PALE, SKY, SMALL_PRINT, STYLE
+from ladder.lab.looks import COLOURS, GREY, INK, MARKERS, NAMES, PALE, SKY, SMALL_PRINT, STYLE
 
 FIGURES = Path(__file__).parent / "figures"
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
-from ladder.linear import Linear, make_linear
+from ladder.llm.linear import Linear, make_linear
 
 LAYERS = 30
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))  # inputs and outputs of a layer's products

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ladder.machine import describe_machine
+from ladder.lab.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -41,11 +41,11 @@ from benchmarks.metrics import Objective, Record, records, summary_of
 from benchmarks.results_file import RESULTS, commit, now, save, versions
 from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
 from ladder.cli import DTYPES, OneLineParser, whole_number
-from ladder.client import Client
 from ladder.errors import UserError
-from ladder.launch import RungProcess, undisturbed
-from ladder.machine import describe_machine
-from ladder.scenes import warm_up
+from ladder.lab.client import Client
+from ladder.lab.launch import RungProcess, undisturbed
+from ladder.lab.machine import describe_machine
+from ladder.lab.scenes import warm_up
 
 Command = tuple[str, ...]
 

@@ -14,8 +14,8 @@ from itertools import accumulate
 from typing import Any
 
 from benchmarks.metrics import Played, Record
-from ladder.client import Client, Measurement, clock
-from ladder.scenes import Request, beside_a_long_prompt, leaving_figures, observe
+from ladder.lab.client import Client, Measurement, clock
+from ladder.lab.scenes import Request, beside_a_long_prompt, leaving_figures, observe
 
 Setting = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.browser import chromium
 from ladder import ROOT
-from ladder.launch import running_rungs
+from ladder.lab.launch import running_rungs
 
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")

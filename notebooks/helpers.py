@@ -15,11 +15,11 @@ from matplotlib.rcsetup import cycler
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # tqdm misses ipywidgets, and nothing here draws a progress bar
-    from ladder.client import clock
-    from ladder.engine import StreamingEngine
-    from ladder.loading import Model, load_model
-    from ladder.looks import COLOURS, STYLE
-    from ladder.schema import GenerateRequest, TokenEvent
+    from ladder.lab.client import clock
+    from ladder.lab.looks import COLOURS, STYLE
+    from ladder.llm.loading import Model, load_model
+    from ladder.web.protocol import StreamingEngine
+    from ladder.web.schema import GenerateRequest, TokenEvent
 
 warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does rich
 

@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from hypothesis import settings
 
-from ladder.loading import BUNDLED, Model, load_model
+from ladder.llm.loading import BUNDLED, Model, load_model
 from tests.support import RUNGS, SCRIPTS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
 
 pytest_plugins = ["tests.browsing"]

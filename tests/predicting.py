@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ladder.predictor import PREDICTORS, Outcome, Predictor, Rows, load_digits, load_predictor, read_index
+from ladder.predict.predictor import (
+    PREDICTORS,
+    Outcome,
+    Predictor,
+    Rows,
+    load_digits,
+    load_predictor,
+    read_index,
+)
 from tests.support import Server, eventually, serving
 
 TRAIN, HELD_OUT = load_digits()

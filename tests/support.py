@@ -30,12 +30,12 @@ from torch import Tensor
 from waitress.server import create_server
 
 from ladder import ROOT
-from ladder.client import DONE, Client, Measurement
-from ladder.launch import RungProcess
-from ladder.loading import BUNDLED, Model
-from ladder.model import Decoder, KVCache
-from ladder.server import ReadyServer, listen
-from ladder.sse import Event, EventParser
+from ladder.lab.client import DONE, Client, Measurement
+from ladder.lab.launch import RungProcess
+from ladder.llm.decoder import Decoder, KVCache
+from ladder.llm.loading import BUNDLED, Model
+from ladder.web.server import ReadyServer, listen
+from ladder.web.sse import Event, EventParser
 
 ENGINE_TRACK = ("01", "09")
 """The rungs that serve a language model; those of the second track serve something else."""

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ladder.loading import Model
+from ladder.llm.loading import Model
 from tests.support import (
     QUESTION,
     STORY,

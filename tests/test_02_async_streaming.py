@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from ladder.client import Client, Measurement
-from ladder.engine import ServerStopping
-from ladder.http import EventStream
-from ladder.loading import Model, load_model
-from ladder.schema import GenerateRequest
+from ladder.lab.client import Client, Measurement
+from ladder.llm.loading import Model, load_model
+from ladder.web.http import EventStream
+from ladder.web.protocol import ServerStopping
+from ladder.web.schema import GenerateRequest
 from tests.support import (
     QUESTION,
     STORY,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ladder.client import Client
-from ladder.loading import Model
-from ladder.schema import GenerateRequest
-from ladder.sequence import Sequence
+from ladder.lab.client import Client
+from ladder.llm.loading import Model
+from ladder.web.schema import GenerateRequest
+from ladder.web.sequence import Sequence
 from tests.support import QUESTION, STORY, Passes, RungServer, import_rung, own_rung, serving, watched
 
 SCRIPT = "03_batching.py"

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ladder.runner
+import ladder.engine.runner
 from ladder.cli import EngineConfig
-from ladder.client import Client
+from ladder.engine.messages import Abort, Job, Update
+from ladder.engine.runner import Step, Work
 from ladder.errors import UserError
-from ladder.loading import Model
-from ladder.messages import Abort, Job, Update
-from ladder.runner import Step, Work
-from ladder.sampling import SamplingSettings, sample
+from ladder.lab.client import Client
+from ladder.llm.loading import Model
+from ladder.llm.sampling import SamplingSettings, sample
 from tests.support import (
     PROMPTS,
     QUESTION,
@@ -355,7 +355,7 @@ def test_a_pass_that_breaks_after_it_has_written_is_begun_anew(
             raise RuntimeError("sampling broke")
         return sample(*arguments)
 
-    monkeypatch.setattr(ladder.runner, "sample", breaking)
+    monkeypatch.setattr(ladder.engine.runner, "sample", breaking)
     core = core_over(bundled, max_batch=4)
     asked = [real_job(bundled, number, PROMPTS[number], 12) for number in range(4)]
     updates = run(core, *asked)

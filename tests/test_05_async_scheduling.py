@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ladder.channel import encode, read_command, read_report
-from ladder.client import Client, Measurement
-from ladder.launch import RungProcess
-from ladder.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
-from ladder.sampling import SamplingSettings
+from ladder.engine.channel import encode, read_command, read_report
+from ladder.engine.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
+from ladder.lab.client import Client, Measurement
+from ladder.lab.launch import RungProcess
+from ladder.llm.sampling import SamplingSettings
 from tests.support import QUESTION, STORY, RungServer, eventually, import_rung, own_rung, run_rung
 
 SCRIPT = "05_async_scheduling.py"

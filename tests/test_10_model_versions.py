@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 
 from ladder import ROOT
-from ladder.client import Client
 from ladder.errors import UserError
-from ladder.predictor import PREDICTORS, accuracy, load_digits, read_index
-from ladder.registry import Registry
+from ladder.lab.client import Client
+from ladder.predict.predictor import PREDICTORS, accuracy, load_digits, read_index
+from ladder.predict.registry import Registry
 from tests.predicting import (
     HELD_OUT,
     IMAGES,

@@ -14,11 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ladder.client import Client, read_events
-from ladder.metrics import Meter
-from ladder.realtime_scenes import handshake, silent_client
-from ladder.sse import Event
-from ladder.websockets import MAX_MESSAGE_BYTES, WebSocketProtocol
+from ladder.lab.client import Client, read_events
+from ladder.lab.realtime_scenes import handshake, silent_client
+from ladder.predict.monitor import Meter
+from ladder.web.sse import Event
+from ladder.web.websockets import MAX_MESSAGE_BYTES, WebSocketProtocol
 from tests.predicting import HELD_OUT, IMAGES, ROW, Hold, engine_serving, expected, watch
 from tests.support import RungServer, Server, ServerPool, eventually, import_rung, own_rung, serving
 
@@ -413,7 +413,7 @@ def test_a_burst_reaches_everybody_in_order(cached: bool) -> None:
 def test_in_a_flood_only_the_one_who_never_reads_is_dropped_and_told_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ladder.websockets.CLOSE_SECONDS", 60)
+    monkeypatch.setattr("ladder.web.websockets.CLOSE_SECONDS", 60)
     with engine_serving(rung) as (engine, server):
         manager = engine.managers["predictions"]
 

@@ -18,11 +18,11 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-import ladder.folder
-from ladder.folder import Partial
-from ladder.forms import MOST_PARTS
-from ladder.http import PORTION, Stream
-from ladder.uploads import Transfer
+import ladder.files.folder
+from ladder.files.folder import Partial
+from ladder.files.forms import MOST_PARTS
+from ladder.files.uploads import Transfer
+from ladder.web.http import PORTION, Stream
 from tests.support import Server, eventually, import_rung, serving
 from tests.test_12_file_streaming import (
     BOUNDARY,
@@ -143,7 +143,7 @@ def test_the_connection_of_a_client_that_never_reads_is_ended(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "patience", 0.05)
-    monkeypatch.setattr("ladder.server.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
     make_large(own_folders)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(b"GET /stream-video/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -186,7 +186,7 @@ def test_a_player_that_has_paused_for_too_long_goes_on_with_a_range(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "patience", 0.05)
-    monkeypatch.setattr("ladder.server.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
     large = own_folders / "videos" / "large.bin"
     large.write_bytes(os.urandom(MIB) * 32)
     with serving_from(own_folders) as server:
@@ -219,7 +219,7 @@ def test_only_an_error_about_the_name_means_that_there_is_no_such_file(
         raise OSError(number, os.strerror(number))
 
     with serving_from(own_folders) as server:
-        monkeypatch.setattr(ladder.folder, "FileIO", fail)
+        monkeypatch.setattr(ladder.files.folder, "FileIO", fail)
         assert server.request("GET", "/stream-video/clip.webm").status == status
 
 
@@ -257,7 +257,7 @@ def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
 def test_a_form_that_falls_silent_between_its_files_is_given_up(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("ladder.uploads.PATIENCE", 0.1)
+    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(FORM_HEAD + sent)
         answer = answer_on(connection)
@@ -267,7 +267,7 @@ def test_a_form_that_falls_silent_between_its_files_is_given_up(
 def test_an_upload_that_falls_silent_is_kept_and_given_up(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ladder.uploads.PATIENCE", 0.1)
+    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
     with serving_from(own_folders) as server:
         with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
             assert answer_on(connection).status == 408
@@ -296,7 +296,7 @@ def test_of_three_requests_for_one_upload_the_last_is_believed(
         write(partial, data)
 
     monkeypatch.setattr(Partial, "write", write_when_told)
-    monkeypatch.setattr("ladder.uploads.PATIENCE", 3600)
+    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 3600)
     interrupted = count_interrupts(monkeypatch)
     path = f"/upload/x.bin?id={ID}"
     with serving_from(own_folders) as server, ExitStack() as stack:
@@ -373,7 +373,7 @@ def test_unfinished_uploads_have_so_much_room_together(own_folders: Path) -> Non
 def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ladder.uploads.SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr("ladder.files.uploads.SWEEP_SECONDS", 0.02)
     uploads = own_folders / "uploads"
     left, active = uploads / f".{OTHER_ID}.part", uploads / f".{ID}.part"
 
@@ -398,7 +398,7 @@ def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
 
 
 def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.watchers.MOST_WATCHERS", 2)
+    monkeypatch.setattr("ladder.files.watchers.MOST_WATCHERS", 2)
     with serving_from(own_folders) as server, ExitStack() as stack:
         for path in ("/logs/stream", f"/upload/{ID}/events"):
             watcher = stack.enter_context(closing(server.connect()))
@@ -421,7 +421,7 @@ def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPat
 def test_watchers_are_told_that_the_connection_lives(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr("ladder.watchers.KEEP_ALIVE_SECONDS", 0)
+    monkeypatch.setattr("ladder.files.watchers.KEEP_ALIVE_SECONDS", 0)
     with serving_from(own_folders) as server, closing(server.connect()) as watcher:
         watcher.request("GET", path)
         assert watcher.getresponse().read(10) == b": alive\n\n:"

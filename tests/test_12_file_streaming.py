@@ -29,12 +29,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.http import parse_options_header
 
-from ladder.folder import attachment
-from ladder.follow import BLOCK, Follower
-from ladder.forms import BrokenForm, files_in_form
-from ladder.launch import RungProcess
-from ladder.ranges import Unsatisfiable, parse_ranges
-from ladder.sse import Event, EventParser
+from ladder.files.folder import attachment
+from ladder.files.follow import BLOCK, Follower
+from ladder.files.forms import BrokenForm, files_in_form
+from ladder.files.ranges import Unsatisfiable, parse_ranges
+from ladder.lab.launch import RungProcess
+from ladder.web.sse import Event, EventParser
 from tests.support import Answer, Server, eventually, one_line, run_rung
 
 SCRIPT = "12_file_streaming.py"

@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks import engine
 from ladder import ROOT
-from ladder.client import Client, Completions, Measurement
-from ladder.launch import ServerProcess, running_rungs
-from ladder.scenes import Observation
+from ladder.lab.client import Client, Completions, Measurement
+from ladder.lab.launch import ServerProcess, running_rungs
+from ladder.lab.scenes import Observation
 
 
 def test_overhead(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladder.client import Client, Completions, Measurement, median, percentile, take_answer, take_event
-from ladder.sse import Event
+from ladder.lab.client import Client, Completions, Measurement, median, percentile, take_answer, take_event
+from ladder.web.sse import Event
 
 
 def test_figures_follow_from_the_times() -> None:

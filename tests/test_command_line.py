@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ladder.cli import DemoOptions, parse
-from ladder.client import Client
 from ladder.errors import UserError
-from ladder.server import listen
+from ladder.lab.client import Client
+from ladder.web.server import listen
 from tests.support import (
     STORY,
     STREAMING_RUNGS,

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from ladder.client import Client, Measurement
-from ladder.loading import Model
-from ladder.schema import MAX_BODY_BYTES, GenerateRequest
+from ladder.lab.client import Client, Measurement
+from ladder.llm.loading import Model
+from ladder.web.schema import MAX_BODY_BYTES, GenerateRequest
 from tests.support import (
     PROMPTS,
     QUESTION,

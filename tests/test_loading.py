@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ladder.errors import UserError
-from ladder.launch import RungProcess
-from ladder.loading import (
+from ladder.lab.launch import RungProcess
+from ladder.llm.decoder import Architecture, checkpoint_shapes
+from ladder.llm.loading import (
     BUNDLED,
     RANDOM_SHAPES,
     Model,
@@ -28,7 +29,6 @@ from ladder.loading import (
     read_config,
     read_tokenizer,
 )
-from ladder.model import Architecture, checkpoint_shapes
 from tests.support import QUESTION, RUNGS, edit_json, one_line, run_python, untrained
 
 PUBLISHED_PARAMETERS = {
@@ -227,7 +227,7 @@ def test_the_bundled_model_is_small_and_no_file_of_it_can_run_code() -> None:
 
 
 def test_the_bundled_model_is_read_without_transformers_and_as_by_transformers() -> None:
-    code = "import sys; from ladder.loading import load_model; load_model('tiny'); print(*sys.modules)"
+    code = "import sys; from ladder.llm.loading import load_model; load_model('tiny'); print(*sys.modules)"
     assert "transformers" not in run_python("-c", code).stdout.split()
     config = AutoConfig.from_pretrained(BUNDLED)
     for name, value in msgspec.to_builtins(read_config(BUNDLED)).items():
@@ -286,6 +286,6 @@ def test_int8_answers_as_float32_does(bundled: Model) -> None:
 
 
 def test_int8_needs_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.loading.int8_engine", lambda: None)
+    monkeypatch.setattr("ladder.llm.loading.int8_engine", lambda: None)
     with pytest.raises(UserError, match="no int8 engine; use bfloat16 or float32"):
         load_model("tiny", "int8", "cpu")

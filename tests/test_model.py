@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from ladder.errors import UserError
-from ladder.linear import WIDE, make_linear
-from ladder.loading import BUNDLED, Model, load_model
-from ladder.model import Decoder, KVCache
+from ladder.llm.decoder import Decoder, KVCache
+from ladder.llm.linear import WIDE, make_linear
+from ladder.llm.loading import BUNDLED, Model, load_model
 from tests.support import QUESTION, STORY, Oracle, copy_tokenizer, edit_json, untrained
 
 SIZES: dict[str, Any] = dict(

@@ -20,9 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from benchmarks.screenshots import PICTURES, SHARPNESS, WIDTH, take
-from ladder.loading import Model, load_model
-from ladder.pages import MOST_CLIENTS
-from ladder.schema import GenerateRequest, Health, TokenEvent
+from ladder.llm.loading import Model, load_model
+from ladder.web.pages import MOST_CLIENTS
+from ladder.web.schema import GenerateRequest, Health, TokenEvent
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.support import (
     QUESTION,

@@ -22,7 +22,7 @@ from ladder import ROOT
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.support import Server, own_rung
 
-CLIP = ROOT / "ladder" / "clips" / "batching.webm"
+CLIP = ROOT / "ladder" / "data" / "clips" / "batching.webm"
 
 
 @pytest.fixture(scope="module")

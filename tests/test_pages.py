@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ladder.client import Client, read_events
-from ladder.pages import FOLDER, MOST_CLIENTS
+from ladder.lab.client import Client, read_events
+from ladder.web.pages import FOLDER, MOST_CLIENTS
 from tests.support import QUESTION, STORY, Answer, RungServer, ServerPool, import_rung
 from tests.support import SCRIPTS as RUNG_SCRIPTS
 

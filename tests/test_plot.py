@@ -18,7 +18,7 @@ from benchmarks.definitions import SCENARIO
 from benchmarks.plot import FIGURE_MAKERS, FIGURES, Results, apart, knee_of, origin_of, told
 from benchmarks.results_file import RESULTS, save
 from ladder import ROOT
-from ladder.looks import NAMES
+from ladder.lab.looks import NAMES
 from tests.support import one_line, run_python
 
 SCRIPT = str(ROOT / "benchmarks" / "plot.py")

@@ -19,8 +19,8 @@ import torch
 
 from ladder import ROOT
 from ladder.errors import UserError
-from ladder.launch import RungProcess
-from ladder.loading import BUNDLED
+from ladder.lab.launch import RungProcess
+from ladder.llm.loading import BUNDLED
 from tests.documents import BLOCK, README, Command, commands_in, is_python
 from tests.support import SCRIPTS, Server
 

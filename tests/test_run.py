@@ -35,8 +35,8 @@ from benchmarks.scenarios import (
     turns,
 )
 from ladder import ROOT
-from ladder.client import Client, Measurement
-from ladder.loading import Model
+from ladder.lab.client import Client, Measurement
+from ladder.llm.loading import Model
 from tests.support import RUNGS, ServerPool, one_line, run_python, serving
 
 CONTINUOUS = "04_continuous_batching.py"

@@ -15,10 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ladder.loading import Model
-from ladder.sampling import SamplingBatch, SamplingSettings, keep_nucleus, sample, uniform
-from ladder.schema import GenerateRequest
-from ladder.sequence import Sequence, sample_one
+from ladder.llm.loading import Model
+from ladder.llm.sampling import SamplingBatch, SamplingSettings, keep_nucleus, sample, uniform
+from ladder.web.schema import GenerateRequest
+from ladder.web.sequence import Sequence, sample_one
 
 VOCABULARY = 50
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import psutil
 import pytest
 
-from ladder import ROOT, file_scenes
+from ladder import ROOT
 from ladder.cli import DemoOptions, ListenConfig
-from ladder.client import Measurement
-from ladder.demos import Show, formatted
-from ladder.scenes import Figures
+from ladder.lab import file_scenes
+from ladder.lab.client import Measurement
+from ladder.lab.scenes import Figures
+from ladder.lab.show import Show, formatted
 
 COLUMNS = 80
 

@@ -10,7 +10,7 @@ from fastapi.sse import format_sse_event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladder.sse import Event, EventParser
+from ladder.web.sse import Event, EventParser
 
 PIECES = [
     "data",

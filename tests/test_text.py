@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
-from ladder.loading import BUNDLED
-from ladder.text import Tokenizer, byte_level_alphabet, byte_level_bytes
+from ladder.llm.loading import BUNDLED
+from ladder.llm.text import Tokenizer, byte_level_alphabet, byte_level_bytes
 
 HARD_TEXTS = [
     "👩🏽‍🚀👨‍👩‍👧‍👦🏳️‍🌈",

@@ -1,7 +1,7 @@
 """How the bundled model was made: its corpus, its training and its examination.
 
 `python -m training.train` generates the text, trains the tokenizer and the model, and writes them
-to `ladder/weights/`; `python -m training.evaluate` asks the result every question whose answer is
+to `ladder/data/weights/`; `python -m training.evaluate` asks the result every question whose answer is
 known.
 
 - `glossary`: the terms of LLM serving that the model can explain

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from training import corpus
 from training.corpus import Document
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "ladder" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "ladder" / "data" / "weights"
 BATCH = 64
 STORY_LIMIT = 250
 STORY_TEMPERATURE = 0.7

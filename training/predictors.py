@@ -25,8 +25,9 @@ from sklearn.datasets import load_digits as scikit_digits
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import train_test_split
 
-from ladder.fitting import Fit
-from ladder.predictor import (
+from ladder import ROOT
+from ladder.predict.fitting import Fit
+from ladder.predict.predictor import (
     PREDICTORS,
     Digits,
     Entry,
@@ -37,7 +38,7 @@ from ladder.predictor import (
     write_index,
 )
 
-PAGE = PREDICTORS.parent / "page_models"
+PAGE = ROOT / "ladder" / "page_models"
 SEED = 1
 HELD_OUT = 0.2
 

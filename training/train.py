@@ -43,7 +43,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ladder.machine import processor
+from ladder.lab.machine import processor
 from training import corpus, evaluate
 
 END = "<|endoftext|>"

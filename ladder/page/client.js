@@ -83,7 +83,7 @@ export function askSeparately(requests, signal, onSent) {
 }
 
 /**
- * All requests in one connection, each with its own answer; see ladder/pages.py.
+ * All requests in one connection, each with its own answer; see ladder/web/pages.py.
  * @param {GenerateRequest[]} requests
  * @param {AbortSignal} signal
  * @param {(client: number) => void} onSent

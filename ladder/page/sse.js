@@ -1,5 +1,5 @@
 /**
- * Reading server-sent events, by the rules of the HTML standard: the twin of ladder/sse.py.
+ * Reading server-sent events, by the rules of the HTML standard: the twin of ladder/web/sse.py.
  *
  * EventSource cannot POST, so the page reads the stream of a fetch itself. Bytes arrive in pieces that know
  * nothing of events, lines or characters.

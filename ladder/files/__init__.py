@@ -1,0 +1,1 @@
+"""Files in and out: folders, ranges, uploads, forms, logs."""

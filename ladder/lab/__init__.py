@@ -1,0 +1,1 @@
+"""What measures and shows: the client, starting rungs, the demos' scenes and their display."""

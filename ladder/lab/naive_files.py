@@ -1,0 +1,87 @@
+"""A server that sends files in the ways that are written first, for rung 12 to be measured against.
+
+python -m ladder.lab.naive_files --folder FOLDER --port 0
+"""
+
+from __future__ import annotations
+
+from ladder.script import errors_in_one_line
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from ladder.cli import ListenConfig, option, parse, whole_number
+from ladder.files.folder import Folder
+from ladder.files.responses import answer_file_errors
+from ladder.web.server import serve_asgi, take_port
+
+BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Config(ListenConfig):
+    folder: str = option(".", "folder whose files are sent")
+    slow_disk_ms: int = option(0, "pretend that each read takes so much longer", whole_number(0))
+
+
+class LargerPieces(FileResponse):
+    chunk_size = 1024 * 1024
+
+
+def create_app(config: Config) -> FastAPI:
+    app = FastAPI()
+    answer_file_errors(app)
+    folder = Folder(config.folder)
+
+    @app.get("/read-all/{name}")
+    async def read_all(name: str) -> Response:
+        """The whole file in memory, for each client, before the first byte is sent."""
+        with folder.open(name).content as content:
+            return Response(content.readall())
+
+    @app.get("/blocking/{name}")
+    async def blocking(name: str) -> StreamingResponse:
+        """In pieces, but each read stops the event loop: `yield` awaits nothing."""
+
+        async def pieces() -> AsyncGenerator[bytes]:
+            with folder.open(name).content as content:
+                while piece := content.read(BLOCK):
+                    time.sleep(config.slow_disk_ms / 1000)  # noqa: ASYNC251, the disk that this stands for
+                    yield piece
+
+        return StreamingResponse(pieces())
+
+    @app.get("/file-response/{name}")
+    async def file_response(name: str) -> FileResponse:
+        folder.open(name).content.close()  # only to be sure that it is there
+        return FileResponse(folder.path / name)
+
+    @app.get("/larger-pieces/{name}")
+    async def larger_pieces(name: str) -> FileResponse:
+        folder.open(name).content.close()
+        return LargerPieces(folder.path / name)
+
+    @app.put("/upload/{name}")
+    async def upload(request: Request) -> int:
+        """The whole body in memory before the first byte is looked at."""
+        return len(await request.body())
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+def main() -> None:
+    config, _ = parse(Config, __doc__)
+    with errors_in_one_line("ladder.lab.naive_files"):
+        serve_asgi(create_app(config), take_port(config), stop_engine=lambda: None)
+
+
+if __name__ == "__main__":
+    main()

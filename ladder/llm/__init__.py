@@ -1,0 +1,1 @@
+"""The language model: weights in, logits out; text to tokens and back."""

@@ -1,0 +1,329 @@
+"""Finding a model by its name: bundled, a directory, the hub, or random weights of a real shape.
+
+Transformers is imported only where it is needed, for that takes half of a server's start: files that leave
+nothing open, such as those of the bundled model, are read without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import msgspec
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer as Backend
+from torch import Tensor
+
+from ladder import ROOT
+from ladder.errors import UserError
+from ladder.llm.decoder import Architecture, Decoder, UnsupportedModelError, build_decoder, checkpoint_shapes
+from ladder.llm.linear import int8_engine
+from ladder.llm.text import Tokenizer
+
+BUNDLED = ROOT / "ladder" / "data" / "weights"
+INT8 = "int8"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, INT8: torch.float32}
+"""What is computed in; with int8 that is all but the products with weights."""
+
+# Real shapes, for real timing where the weights cannot be had; from the models' published configurations.
+RANDOM_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "tinyllama-1.1b": dict(
+        model_type="llama", vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
+        num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, rope_theta=10000.0,
+    ),
+    "smollm2-135m": dict(
+        model_type="llama", vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, rope_theta=100000.0,
+    ),
+    "smollm2-360m": dict(
+        model_type="llama", vocab_size=49152, hidden_size=960, intermediate_size=2560, num_hidden_layers=32,
+        num_attention_heads=15, num_key_value_heads=5, max_position_embeddings=8192, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, rope_theta=100000.0,
+    ),
+    "qwen3-0.6b": dict(
+        model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
+        rms_norm_eps=1e-6, tie_word_embeddings=True, rope_theta=1000000.0,
+    ),
+}  # fmt: skip
+
+
+Build = Callable[[Architecture, Mapping[str, Tensor]], Decoder]
+"""Makes a decoder from a checkpoint, in the precision and on the device that were asked for."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that turns a prompt into text: the decoder, its tokenizer, and where it stops."""
+
+    name: str
+    decoder: Decoder
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]
+
+    @property
+    def context(self) -> int:
+        return self.decoder.architecture.context
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Model:
+    """Load a model by name, or raise a `UserError` that says what to do."""
+    target = pick_device(device)
+    build = partial(build_decoder, dtype=pick_dtype(dtype, target), device=target, int8=dtype == INT8)
+    try:
+        if name.startswith("random:"):
+            return random_model(name, build)
+        directory = BUNDLED if name == "tiny" else find_directory(name)
+        return load_directory(name, directory, build)
+    except UnsupportedModelError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU, where every output can be compared, and bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name == INT8 and device.type != "cpu":
+        raise UserError("--dtype int8 runs on a CPU only; add --device cpu, or use bfloat16")
+    if name == INT8 and int8_engine() is None:
+        raise UserError("--dtype int8: this build of torch has no int8 engine; use bfloat16 or float32")
+    return DTYPES[name]
+
+
+def find_directory(name: str) -> Path:
+    """A local directory as it is; anything else is a hub id, downloaded unless it is cached."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"model {name!r} not found: use tiny, a directory saved by save_pretrained, "
+            f"a hub id such as HuggingFaceTB/SmolLM2-135M, or random:SHAPE with SHAPE "
+            f"one of {', '.join(RANDOM_SHAPES)}"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "tokenizer*"]))
+    except Exception as error:  # the hub client raises a dozen kinds: no network, no such id, no access
+        raise UserError(
+            f"model {name!r} could not be had from the hub ({type(error).__name__}): check the id and the "
+            f"network, pass the path of a downloaded directory, or use the bundled model with --model tiny"
+        ) from error
+
+
+def load_directory(name: str, directory: Path, build: Build) -> Model:
+    """Load what `save_pretrained` wrote: config.json, tokenizer.json and safetensors files."""
+    check_model_type(name, directory)
+    try:
+        config, backend = read_config(directory), read_tokenizer(directory)
+    except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {name!r}: configuration or tokenizer cannot be read: {reason}") from error
+    decoder = build(Architecture.from_config(config), read_weights(name, directory))
+    return Model(name, decoder, Tokenizer(backend), stop_ids(directory, config))
+
+
+def check_model_type(name: str, directory: Path) -> None:
+    """Refuse what is no model before transformers tries, so that the reason is the real one."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"model {name!r}: no config.json in that directory; was it saved by save_pretrained?"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"model {name!r}: config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"model {name!r}: config.json is not a JSON object")
+
+
+class Rope(TypedDict):
+    rope_type: Literal["default"]
+    rope_theta: float
+
+
+class Llama(msgspec.Struct):
+    """A configuration that says everything itself, as transformers saves a Llama today."""
+
+    model_type: Literal["llama"]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    hidden_act: str
+    rms_norm_eps: float
+    rope_parameters: Rope
+    tie_word_embeddings: bool
+    eos_token_id: int | list[int] | None
+    quantization_config: None = None
+
+
+class PlainTokenizer(msgspec.Struct, forbid_unknown_fields=True):
+    """Settings that change nothing of what tokenizer.json says; transformers knows many others."""
+
+    tokenizer_class: Literal["TokenizersBackend"]
+    backend: str
+    clean_up_tokenization_spaces: bool
+    eos_token: str
+    pad_token: str
+    model_max_length: int
+
+
+def read_config(directory: Path) -> Any:
+    """Whatever the file leaves open, transformers knows."""
+    try:
+        return msgspec.json.decode((directory / "config.json").read_bytes(), type=Llama)
+    except msgspec.DecodeError:
+        from transformers import AutoConfig
+
+        quiet_transformers()
+        return AutoConfig.from_pretrained(directory)
+
+
+def read_tokenizer(directory: Path) -> Backend:
+    try:
+        msgspec.json.decode((directory / "tokenizer_config.json").read_bytes(), type=PlainTokenizer)
+        return Backend.from_file(str(directory / "tokenizer.json"))
+    except Exception:  # tokenizers has no kinds of errors; what is wrong, transformers says
+        from transformers import AutoTokenizer
+
+        quiet_transformers()
+        backend: Backend = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+        return backend
+
+
+def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint, mapped from its files and not yet read.
+
+    Read here rather than by a transformers model class because importing one takes longer than all
+    the rest of loading the bundled model, and because each tensor is needed only while it is fused.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("model*.safetensors")):
+        try:
+            weights.update(load_file(file))
+        except SafetensorError as error:
+            raise UserError(f"model {name!r}: {file.name} is damaged: {error}") from error
+    if not weights:
+        raise UserError(f"model {name!r}: no model*.safetensors there; other weight formats are not read")
+    return weights
+
+
+def stop_ids(directory: Path, config: Any) -> frozenset[int]:
+    """The tokens that end a text; generation_config.json has the last word, as in transformers."""
+    value = config.eos_token_id
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        try:
+            value = json.loads(generation.read_bytes()).get("eos_token_id", value)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{generation} is not a JSON object: {error}") from error
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)
+
+
+def quiet_transformers() -> None:
+    """Transformers' own warnings are for people who train; ours say what a server's user can do."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def random_model(name: str, build: Build) -> Model:
+    """A model of a published shape with random weights: real cost, made-up words, no end token."""
+    from transformers import AutoConfig
+
+    shape = name.removeprefix("random:")
+    if shape not in RANDOM_SHAPES:
+        raise UserError(f"model {name!r}: there is no such shape; there are {', '.join(RANDOM_SHAPES)}")
+    settings = dict(RANDOM_SHAPES[shape])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    architecture = Architecture.from_config(config)
+    weights = RandomWeights(architecture, query_key_norm=config.model_type == "qwen3")
+    decoder = build(architecture, weights)
+    return Model(name, decoder, random_tokenizer(architecture.vocabulary), frozenset())
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """A checkpoint that makes each tensor when it is asked for, so that only the model itself is in memory.
+
+    All are cut from one pool of normal numbers: drawing a billion of them would take ten seconds, and
+    the speed of a matrix product does not depend on what is in the matrix.
+    """
+
+    POOL = 16_777_213  # a prime, so that no two rows of a matrix start at the same place in it
+
+    def __init__(self, architecture: Architecture, query_key_norm: bool) -> None:
+        self._shapes = checkpoint_shapes(architecture, query_key_norm)
+        pool = torch.randn(self.POOL, generator=torch.Generator().manual_seed(0)) * 0.02
+        self._pool = pool.repeat(2)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        size = shape[0] * shape[1]
+        offset = hash_of(name) % self.POOL
+        pool = self._pool if size <= self.POOL else self._pool.repeat(size // (2 * self.POOL) + 2)
+        return pool[offset : offset + size].view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def hash_of(text: str) -> int:
+    """The same in every process, which Python's own `hash` of a string is not."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8])
+
+
+def random_tokenizer(vocabulary: int) -> Tokenizer:
+    """The bundled tokenizer, its vocabulary filled up with made-up words.
+
+    Prompts are encoded with the bundled vocabulary; whatever a random model answers decodes to
+    words like " balo kitu", so that a stream of it can be seen and measured like any other.
+    """
+    data = json.loads((BUNDLED / "tokenizer.json").read_bytes())
+    known = data["model"]["vocab"]
+    taken = set(known) | {token["content"] for token in data["added_tokens"]}
+    words = (f"Ġ{made_up_word(number)}" for number in range(2 * vocabulary))
+    fresh = (word for word in words if word not in taken)
+    for token_id in range(len(taken), vocabulary):
+        known[next(fresh)] = token_id
+    return Tokenizer(Backend.from_str(json.dumps(data)))
+
+
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
+SYLLABLES = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+
+
+def made_up_word(number: int) -> str:
+    """Count in syllables: 0 is "ba", 70 is "beba", and no two numbers share a word."""
+    word = SYLLABLES[number % len(SYLLABLES)]
+    while number := number // len(SYLLABLES):
+        word = SYLLABLES[number % len(SYLLABLES)] + word
+    return word

@@ -1,0 +1,1 @@
+"""Small models that answer in one pass: versions, wire format, coalescing, experiment, training."""

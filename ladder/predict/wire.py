@@ -1,0 +1,209 @@
+"""What goes over the wire when rows are predicted: the schema of rungs 10 and 11."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import HTTPException, Query
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from ladder.predict.predictor import Outcome, Predictor, Rows, Task
+from ladder.web.http import log_failure
+from ladder.web.protocol import Unavailable
+from ladder.web.schema import RequestError
+
+MOST_ROWS = 1000
+LARGEST = 1e6
+"""Far beyond any pixel or blood value; larger ones could overflow on their way through the layers."""
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # which no NaN is, and no 1e999
+Features = Annotated[list[Number], Field(min_length=1, max_length=1024), FailFast()]
+UserId = Annotated[str, Query(min_length=1, max_length=200)]
+Wish = Annotated[str, Field(max_length=40, description="v1, v2, ..., latest or default")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class PredictionInput(Strict):
+    """One row."""
+
+    features: Features
+
+
+class BatchInput(Strict):
+    """Several rows; all of the width that the model takes."""
+
+    instances: Annotated[list[Features], Field(min_length=1, max_length=MOST_ROWS), FailFast()]
+
+
+QuestionId = Annotated[int | Annotated[str, Field(max_length=100)] | None, Field(description="Sent back.")]
+
+
+class Question(PredictionInput):
+    """A message to a WebSocket."""
+
+    id: QuestionId = None
+    model: Annotated[str, Field(max_length=40)] = "digits"
+    version: Annotated[str, Field(max_length=40)] = "default"
+    probabilities: Annotated[bool, Field(description="Whether to send those of every class, too.")] = False
+
+
+class Named(BaseModel):
+    """As much of a message as is needed to say whose error it was."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: QuestionId = None
+
+
+class Choice(Strict):
+    """Which version answers from now on where none is asked for."""
+
+    version: Annotated[str, Field(max_length=40)]
+
+
+class Feedback(Strict):
+    """What a prediction of the experiment should have been."""
+
+    prediction_id: Annotated[str, Field(max_length=40)]
+    label: Number
+
+
+class Prediction(BaseModel):
+    prediction: float
+    confidence: float | None = None
+    model: str
+    version_requested: str
+    model_version: str
+
+
+class Reply(Prediction):
+    """The answer to a message."""
+
+    id: int | str | None = None
+    probabilities: Annotated[list[float] | None, Field(description="Of each class, if asked for.")] = None
+
+
+class ExperimentPrediction(Prediction):
+    user_id: str
+    prediction_id: Annotated[
+        str | None,
+        Field(
+            description="To be sent back to /feedback with the true label. None while the user's version is "
+            "unloaded: the default has answered, and that counts for neither version."
+        ),
+    ]
+
+
+class RowEvent(BaseModel):
+    """One row of a stream."""
+
+    index: int
+    prediction: float
+
+
+class Batch(BaseModel):
+    predictions: list[float]
+    confidences: list[float | None]
+    count: int
+    model: str
+    version_requested: str
+    model_version: str
+
+
+class VersionInfo(BaseModel):
+    """One version, and whether it is in memory."""
+
+    state: Annotated[
+        Literal["loaded", "idle", "unloaded"],
+        Field(description="idle: dropped because nobody asked for it, read again when somebody does."),
+    ]
+    about: str
+    held_out: Annotated[float, Field(description="Accuracy or R² on rows that training has not seen.")]
+    bytes: Annotated[int, Field(description="Memory that its weights take now.")]
+    in_flight: Annotated[int, Field(description="Requests that are being answered with it.")]
+
+
+class ModelInfo(BaseModel):
+    task: Task
+    features: int
+    default: str
+    latest: str
+    versions: dict[str, VersionInfo]
+
+
+class CacheInfo(BaseModel):
+    size: int
+    hits: int
+    misses: int
+    hit_rate: float
+
+
+class PredictionHealth(BaseModel):
+    """GET /health: alive, and how busy."""
+
+    status: str = "ok"
+    rung: str
+    model: Annotated[str, Field(description="The versions in memory.")]
+    running: Annotated[int, Field(description="Requests that are being answered.")]
+    waiting: Annotated[int, Field(description="Rows that wait for the model.")]
+    calls: Annotated[int, Field(description="Passes through a model since the start; a batch is one.")]
+    rows: Annotated[int, Field(description="Rows predicted since the start.")]
+    cache: CacheInfo
+    rss_bytes: Annotated[int, Field(description="Memory of the whole process.")]
+    pid: int
+
+
+def to_rows(predictor: Predictor, instances: Sequence[Sequence[float]], field: str) -> Rows:
+    """An array; or the first row that has not the width that the model takes."""
+    for number, row in enumerate(instances):
+        if len(row) != predictor.features:
+            where = f"row {number} has" if field == "instances" else "there are"
+            raise RequestError(
+                field, f"the model takes {predictor.features} numbers a row; {where} {len(row)}"
+            )
+    return np.array(instances, dtype=np.float32)
+
+
+def to_batch(outcomes: Sequence[Outcome], **of: Any) -> Batch:
+    return Batch(
+        predictions=[outcome.prediction for outcome in outcomes],
+        confidences=[outcome.confidence for outcome in outcomes],
+        count=len(outcomes),
+        **of,
+    )
+
+
+def to_reply(question: Question, outcome: Outcome, names: Mapping[str, Any]) -> str:
+    """The answer as a message; what was not asked for is left out, because messages are many."""
+    reply = Reply(id=question.id, **outcome._asdict(), **names)
+    unwanted = set() if question.probabilities else {"probabilities"}
+    return reply.model_dump_json(exclude=unwanted if question.id is not None else unwanted | {"id"})
+
+
+def error_reply(error: Exception, question: str | None = None) -> str:
+    """What is wrong with a message, as a message with the same id."""
+    match error:
+        case ValidationError():
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part)[:40] for part in first["loc"])
+            kind, message = "invalid", f"{place}: {first['msg']}" if place else first["msg"]
+        case RequestError():
+            kind, message = "invalid", str(error)
+        case HTTPException():
+            kind, message = "not_found", str(error.detail)
+        case Unavailable():
+            kind, message = "unavailable", str(error)
+        case _:
+            log_failure(error)
+            kind, message = "internal", "the server's log says why"
+    try:
+        named = Named.model_validate_json(question or "")
+    except ValidationError:
+        named = Named()
+    return json.dumps(named.model_dump(exclude_none=True) | {"error": {"type": kind, "message": message}})
