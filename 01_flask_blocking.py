@@ -42,10 +42,12 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
+from ladder.errors import RequestError
 from ladder.lab import plots, scenes
 from ladder.lab import show as demos
 from ladder.lab.client import Client
 from ladder.llm.loading import Model
+from ladder.stats import milliseconds_since
 from ladder.web.pages import add_flask_page, describe
 from ladder.web.schema import (
     MAX_BODY_BYTES,
@@ -54,11 +56,10 @@ from ladder.web.schema import (
     GenerateRequest,
     GenerateResponse,
     Health,
-    RequestError,
     TokenEvent,
     public_details,
 )
-from ladder.web.sequence import Sequence, milliseconds_since, sample_one, to_response
+from ladder.web.sequence import Sequence, sample_one, to_response
 from ladder.web.server import prepare, serve_wsgi
 
 

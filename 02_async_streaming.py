@@ -40,21 +40,23 @@ from fastapi.sse import format_sse_event
 from pydantic import SerializeAsAny
 
 from ladder.cli import DemoOptions, ServerConfig, parse
+from ladder.errors import ServerStopping
 from ladder.lab import plots, scenes
 from ladder.lab import show as demos
 from ladder.llm.loading import Model
+from ladder.log import log_failure
+from ladder.stats import milliseconds_since
 from ladder.web.http import (
     CLIENT_CLOSED_REQUEST,
     STREAM_AND_ERRORS,
     EventStream,
     answer_errors_in_our_shape,
     failure,
-    log_failure,
 )
 from ladder.web.pages import Rung, add_page, describe
-from ladder.web.protocol import ServerStopping, StreamingEngine
+from ladder.web.protocol import StreamingEngine
 from ladder.web.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
-from ladder.web.sequence import Sequence, milliseconds_since, sample_one, to_response
+from ladder.web.sequence import Sequence, sample_one, to_response
 from ladder.web.server import prepare, serve_asgi
 
 

@@ -45,16 +45,17 @@ from ladder import import_rung
 from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
 from ladder.engine import trace
 from ladder.engine.messages import Failed, Job, Token, Update
+from ladder.errors import QueueFull, ServerStopping
 from ladder.lab import plots, scenes
 from ladder.lab import show as demos
 from ladder.llm.loading import Model
 from ladder.llm.sampling import sample, sampling_batch
+from ladder.log import log_failure
+from ladder.stats import milliseconds_since
 from ladder.web.frontend import Frontend
-from ladder.web.http import log_failure
 from ladder.web.pages import describe
-from ladder.web.protocol import QueueFull, ServerStopping
 from ladder.web.schema import GenerateRequest, Health, TokenEvent
-from ladder.web.sequence import Sequence, milliseconds_since
+from ladder.web.sequence import Sequence
 from ladder.web.server import prepare, serve_asgi
 
 rung_02 = import_rung("02_async_streaming")

@@ -41,14 +41,13 @@ from ladder.cli import EngineConfig as Config
 from ladder.engine import trace
 from ladder.engine.messages import Abort, Failed, Job, Status, Token, Update
 from ladder.engine.runner import Outcome, Runner, Step, Work
-from ladder.errors import UserError
+from ladder.errors import QueueFull, ServerStopping, UserError
 from ladder.lab import plots, scenes
 from ladder.lab import show as demos
 from ladder.llm.loading import Model
+from ladder.log import log_failure
 from ladder.web.frontend import Frontend
-from ladder.web.http import log_failure
 from ladder.web.pages import describe
-from ladder.web.protocol import QueueFull, ServerStopping
 from ladder.web.schema import GenerateRequest, SlotHealth, TokenEvent
 from ladder.web.sequence import Sequence
 from ladder.web.server import prepare, serve_asgi

@@ -47,13 +47,12 @@ from ladder import import_rung
 from ladder.cli import DemoOptions, EngineConfig, option, parse
 from ladder.engine.channel import ChildProcess, ParentProcess
 from ladder.engine.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
-from ladder.errors import UserError
+from ladder.errors import QueueFull, ServerStopping, Unavailable, UserError
 from ladder.lab import plots, scenes
 from ladder.lab import show as demos
+from ladder.log import logger
 from ladder.web.frontend import Frontend, vocabulary_of
-from ladder.web.http import logger
 from ladder.web.pages import describe
-from ladder.web.protocol import QueueFull, ServerStopping, Unavailable
 from ladder.web.schema import EngineHealth, GenerateRequest, TokenEvent
 from ladder.web.sequence import Sequence
 from ladder.web.server import load, serve_asgi, take_port

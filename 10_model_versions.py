@@ -43,6 +43,7 @@ from fastapi import Depends, FastAPI, Query, Request
 
 from ladder import import_rung
 from ladder.cli import DemoOptions, PredictionConfig, parse
+from ladder.errors import ServerStopping, Unavailable
 from ladder.lab import prediction_scenes as scenes
 from ladder.lab import show as demos
 from ladder.predict import wire
@@ -52,7 +53,6 @@ from ladder.predict.predictor import Outcome, Predictor, Rows
 from ladder.predict.registry import Registry, add_registry
 from ladder.web.http import EventStream, answer_errors_in_our_shape
 from ladder.web.pages import Rung, add_page, describe
-from ladder.web.protocol import ServerStopping, Unavailable
 from ladder.web.schema import MAX_BODY_BYTES
 from ladder.web.server import serve_asgi, take_port
 

@@ -33,11 +33,11 @@ from benchmarks.products import LAYERS, SHAPES, make_layers
 from benchmarks.products import seconds as seconds_of_products
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
-from ladder.lab.client import median
 from ladder.llm import linear
 from ladder.llm.decoder import Decoder
 from ladder.llm.linear import Linear
 from ladder.llm.loading import load_model
+from ladder.stats import median
 
 MODEL = "random:smollm2-135m"
 BEHIND = 64

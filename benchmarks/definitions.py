@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results_file import RESULTS
-from ladder.lab.client import percentile
+from ladder.stats import percentile
 
 SCENARIO, CONTENDER, LABEL = "long_prompt", "04, prompts whole", "1024"
 """Four streams that are interrupted once, for as long as a long prompt takes."""

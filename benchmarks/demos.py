@@ -27,8 +27,8 @@ from benchmarks.results_file import RESULTS, save, write_result
 from ladder import ROOT
 from ladder.cli import whole_number
 from ladder.errors import UserError
-from ladder.lab.client import median
 from ladder.lab.machine import describe_machine
+from ladder.stats import median
 
 SCRIPTS = {script.name[:2]: script.name for script in sorted(ROOT.glob("[0-9][0-9]_*.py"))}
 

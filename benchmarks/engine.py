@@ -36,11 +36,12 @@ from benchmarks.results_file import RESULTS, write_result
 from benchmarks.scenarios import Server
 from ladder import ROOT
 from ladder.cli import DTYPES, whole_number
-from ladder.lab.client import Completions, median
+from ladder.lab.client import Completions
 from ladder.lab.launch import RungProcess, ServerProcess
 from ladder.lab.scenes import Request, observe
 from ladder.llm.linear import onednn_has_bfloat16
 from ladder.llm.loading import load_model
+from ladder.stats import median
 
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
 

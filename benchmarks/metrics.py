@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
-from ladder.lab.client import Measurement, median, percentile
+from ladder.lab.client import Measurement
 from ladder.lab.scenes import Figures, Probe
+from ladder.stats import median, percentile
 
 Record = dict[str, Any]
 

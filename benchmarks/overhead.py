@@ -27,10 +27,11 @@ from rich.table import Table
 
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
-from ladder.lab.client import Client, median
+from ladder.lab.client import Client
 from ladder.lab.launch import running_rungs
 from ladder.llm.loading import Model, load_model
 from ladder.llm.sampling import SamplingBatch, SamplingSettings, sample
+from ladder.stats import median
 
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
 

@@ -10,9 +10,13 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 ROOT = Path(__file__).parent.parent
 """The folder of the rungs."""
+
+FinishReason = Literal["stop", "length"]
+"""Why a text ended: with a stop token, or at its `max_tokens`."""
 
 
 def import_rung(name: str) -> ModuleType:

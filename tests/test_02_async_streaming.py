@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from ladder.errors import ServerStopping
 from ladder.lab.client import Client, Measurement
 from ladder.llm.loading import Model, load_model
 from ladder.web.http import EventStream
-from ladder.web.protocol import ServerStopping
 from ladder.web.schema import GenerateRequest
 from tests.support import (
     QUESTION,

@@ -13,7 +13,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladder.lab.client import Client, Completions, Measurement, median, percentile, take_answer, take_event
+from ladder.lab.client import Client, Completions, Measurement, take_answer, take_event
+from ladder.stats import median, percentile
 from ladder.web.sse import Event
 
 

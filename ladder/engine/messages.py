@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from ladder import FinishReason
 from ladder.cli import EngineConfig
 from ladder.llm.sampling import SamplingSettings
-from ladder.web.schema import FinishReason
 
 
 class Job(Struct, frozen=True, tag=True):

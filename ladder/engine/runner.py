@@ -10,8 +10,8 @@ from ladder.engine.messages import Job
 from ladder.engine.trace import Row, Trace
 from ladder.llm.decoder import Decoder
 from ladder.llm.sampling import sample, sampling_batch
-from ladder.web.http import log_failure
-from ladder.web.sequence import milliseconds_since
+from ladder.log import log_failure
+from ladder.stats import milliseconds_since
 
 
 @dataclass(eq=False)

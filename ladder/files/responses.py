@@ -12,7 +12,8 @@ from werkzeug.http import parse_date, parse_etags
 
 from ladder.files.folder import InvalidName, NoRoom, NotThere, OpenFile, WrongOffset
 from ladder.files.forms import BrokenForm
-from ladder.web.http import CLIENT_CLOSED_REQUEST, answer_errors_in_our_shape, log_failure, unprocessable
+from ladder.log import log_failure
+from ladder.web.http import CLIENT_CLOSED_REQUEST, answer_errors_in_our_shape, unprocessable
 
 FILE_HEADERS = {
     # An uploaded page or picture may hold scripts. Here they can do nothing: no guessing that it might be a

@@ -17,7 +17,7 @@ from fastapi import HTTPException, Path, Query, Request
 from fastapi.sse import format_sse_event
 
 from ladder.files.folder import Folder, Stored
-from ladder.web.http import log_failure
+from ladder.log import log_failure
 
 PATIENCE = 60.0
 """Seconds without a byte, after which an upload counts as broken off."""

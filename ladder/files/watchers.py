@@ -8,8 +8,8 @@ from contextlib import aclosing
 
 from fastapi.sse import format_sse_event
 
+from ladder.errors import Unavailable
 from ladder.web.http import EventStream
-from ladder.web.protocol import Unavailable
 
 MOST_WATCHERS = 64
 KEEP_ALIVE_SECONDS = 15.0

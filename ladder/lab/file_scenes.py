@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from ladder.lab.client import Client, clock, median
+from ladder.lab.client import Client, clock
 from ladder.lab.launch import ServerProcess, undisturbed
 from ladder.lab.plots import plot_bars
 from ladder.lab.scenes import Figures
 from ladder.lab.show import Show
+from ladder.stats import median
 
 MIB = 2**20
 CLIENTS = 8

@@ -13,10 +13,11 @@ import aiohttp
 import numpy as np
 
 from ladder.lab import looks, plots
-from ladder.lab.client import Client, clock, median
+from ladder.lab.client import Client, clock
 from ladder.lab.scenes import Figures
 from ladder.lab.show import Show
 from ladder.predict.predictor import PREDICTORS, Digits, Predictor, load_digits, load_predictor, read_index
+from ladder.stats import median
 
 ROUNDS = 5
 CLIENTS = 8

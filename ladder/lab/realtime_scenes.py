@@ -18,11 +18,12 @@ import aiohttp
 import psutil
 
 from ladder.lab import plots
-from ladder.lab.client import DONE, clock, median, read_events
+from ladder.lab.client import DONE, clock, read_events
 from ladder.lab.prediction_scenes import Predictions, thousand
 from ladder.lab.scenes import Figures
 from ladder.lab.show import Show
 from ladder.predict.predictor import load_digits
+from ladder.stats import median
 
 MESSAGES = 200
 ROUNDS = 2

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladder.engine.trace import Step
-from ladder.lab.client import PROBE_INTERVAL, Client, Measurement, OnToken, clock, median, percentile
+from ladder.lab.client import PROBE_INTERVAL, Client, Measurement, OnToken, clock
+from ladder.stats import median, percentile
 
 Request = Mapping[str, Any]
 Figures = dict[str, float]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ladder.errors import QueueFull
 from ladder.predict.predictor import Outcome, Predictor, Rows
-from ladder.web.protocol import QueueFull
 
 Run = Callable[[Predictor, Rows], Awaitable[list[Outcome]]]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
-from ladder.lab.client import percentile
 from ladder.predict.wire import Feedback
+from ladder.stats import percentile
 
 REMEMBERED = 10_000
 """Predictions that still wait for their label, and latencies of each version; the oldest go first."""

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from ladder.lab.client import percentile
 from ladder.predict.registry import Registry
+from ladder.stats import percentile
 
 WINDOW_SECONDS = 10.0
 MOST_SAMPLES = 20_000

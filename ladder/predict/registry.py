@@ -18,9 +18,9 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladder.errors import UserError
+from ladder.log import logger
 from ladder.predict.predictor import PREDICTORS, ModelEntry, Predictor, load_predictor, read_index
 from ladder.predict.wire import Choice, ModelInfo, VersionInfo
-from ladder.web.http import logger
 
 
 @dataclass(eq=False)

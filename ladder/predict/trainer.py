@@ -12,11 +12,12 @@ from dataclasses import asdict
 import torch
 from fastapi.sse import format_sse_event
 
+from ladder.errors import ServerStopping, Unavailable
+from ladder.log import log_failure
 from ladder.predict.fitting import Epoch, Fit
 from ladder.predict.predictor import load_digits
 from ladder.predict.registry import Registry
-from ladder.web.http import EventStream, log_failure
-from ladder.web.protocol import ServerStopping, Unavailable
+from ladder.web.http import EventStream
 from ladder.web.schema import ErrorBody
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from fastapi import HTTPException, Query
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
+from ladder.errors import RequestError, Unavailable
+from ladder.log import log_failure
 from ladder.predict.predictor import Outcome, Predictor, Rows, Task
-from ladder.web.http import log_failure
-from ladder.web.protocol import Unavailable
-from ladder.web.schema import RequestError
 
 MOST_ROWS = 1000
 LARGEST = 1e6

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer as Backend
 
 from ladder.engine.messages import Ready, Update
+from ladder.errors import RequestFailed, Unavailable
 from ladder.llm.text import Tokenizer
-from ladder.web.protocol import RequestFailed, Unavailable
 from ladder.web.schema import GenerateRequest, TokenEvent
 from ladder.web.sequence import Sequence, Vocabulary
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -12,10 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ladder.web.protocol import RequestFailed, Unavailable
-from ladder.web.schema import NOT_SENT_AS_JSON, ErrorBody, RequestError, public_details
-
-logger = logging.getLogger("ladder")
+from ladder.errors import RequestError, Unavailable
+from ladder.log import logger
+from ladder.web.schema import NOT_SENT_AS_JSON, ErrorBody, public_details
 
 CLIENT_CLOSED_REQUEST = 499
 """Nobody reads this answer; the number is the one that proxies log for it."""
@@ -123,12 +121,6 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
         return failure(error)  # and the server logs it
-
-
-def log_failure(error: Exception) -> None:
-    """A failure that is news goes to the server's log, with the traceback."""
-    if not isinstance(error, Unavailable | RequestFailed):
-        logger.error("a request failed", exc_info=error)
 
 
 def failure(error: Exception) -> JSONResponse:

@@ -27,7 +27,8 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, Field
 
 from ladder import ROOT
-from ladder.web.http import EventStream, log_failure
+from ladder.log import log_failure
+from ladder.web.http import EventStream
 
 MEDIA_TYPES = {
     ".css": "text/css",

@@ -11,35 +11,6 @@ if TYPE_CHECKING:  # it brings torch, and rung 12 does without
     from ladder.web.sequence import Sequence
 
 
-class Unavailable(Exception):
-    """The request cannot be served now, through no fault of its own: 503, and when to come back."""
-
-    retry_after = 1
-    """Seconds."""
-
-
-class ServerStopping(Unavailable):
-    """Ends the requests that are under way when the server is told to stop."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is stopping; send the request again in a while")
-
-
-class QueueFull(Unavailable):
-    """Refused at once: to wait behind so many others would only make the client time out later."""
-
-    def __init__(self) -> None:
-        super().__init__("the queue is full; send the request again in a while")
-
-
-class RequestFailed(Exception):
-    """The engine could not go on with this request, and has logged why."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 class StreamingEngine(Protocol):
     def submit(self, request: GenerateRequest) -> Sequence:
         """Tokenize, check and take a request, before anything is answered.

@@ -8,11 +8,11 @@ The offending input is not repeated in the answer: a prompt may be long, and may
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FinishReason = Literal["stop", "length"]
+from ladder import FinishReason
 
 MAX_BODY_BYTES = 4 * 2**20
 """Far more than the longest prompt of any model here; more than that is refused unread, with 413."""
@@ -109,14 +109,6 @@ class ErrorBody(BaseModel):
     @classmethod
     def of(cls, error: Exception) -> ErrorBody:
         return cls(error=cls.Error(type=getattr(error, "kind", type(error).__name__), message=str(error)))
-
-
-class RequestError(ValueError):
-    """A request that fits the schema but not this model: answered like any other wrong field."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.details = [{"type": "value_error", "loc": ("body", field), "msg": message}]
 
 
 MAX_FINDINGS = 20

@@ -7,16 +7,18 @@ them can never mix.
 from __future__ import annotations
 
 import secrets
-import time
 from itertools import count
 from typing import Protocol
 
 from torch import Tensor
 
+from ladder import FinishReason
 from ladder.engine.messages import Job
+from ladder.errors import RequestError
 from ladder.llm.sampling import SamplingBatch, SamplingSettings, sample
 from ladder.llm.text import Tokenizer
-from ladder.web.schema import FinishReason, GenerateRequest, GenerateResponse, RequestError, TokenEvent
+from ladder.stats import milliseconds_since
+from ladder.web.schema import GenerateRequest, GenerateResponse, TokenEvent
 
 
 class Vocabulary(Protocol):
@@ -68,11 +70,6 @@ class Sequence:
             step_ms=None if first else milliseconds,
             finish_reason=self.finish_reason,
         )
-
-
-def milliseconds_since(started: float) -> float:
-    """From a `perf_counter` reading until now."""
-    return round((time.perf_counter() - started) * 1000, 3)
 
 
 def encode_prompt(model: Vocabulary, request: GenerateRequest, context: int) -> list[int]:

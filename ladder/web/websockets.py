@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from ladder.web.http import log_failure
+from ladder.log import log_failure
 
 MAX_MESSAGE_BYTES = 64 * 1024
 PING_SECONDS = 15.0
