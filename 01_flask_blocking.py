@@ -1,15 +1,15 @@
 """Rung 01: a blocking server around a prefill + decode loop.
 
-This is the server that everyone writes first. One request comes in, the model runs until the text is
-complete, the text goes out.
+This is the server that most people write first. A request comes in, the model runs until the text is
+complete, and the text goes out.
 
     client   POST ──▶ . . . . . . . . . . . . . . . . . . . . . . . . ──▶ the whole text
     worker            │ prefill │ decode │ decode │ decode │ decode │
-    /health            ask ──▶ . . . . . . . . . . . . . . . . . . .  ──▶ ok
+    /health            GET ──▶ . . . . . . . . . . . . . . . . . . .  ──▶ ok
 
-Generating happens in two phases. *Prefill* runs the whole prompt through the model in one forward
-pass, fills the KV cache, and yields the first token. *Decode* then runs one forward pass for each further
-token, because each depends on the one before it.
+Generation has two phases. *Prefill* runs the whole prompt through the model in one forward pass, fills the KV
+cache (the stored keys and values of all tokens) and yields the first token. *Decode* then runs one forward
+pass for each further token, because each token depends on the one before it.
 
     python 01_flask_blocking.py --demo
     python 01_flask_blocking.py
@@ -17,19 +17,18 @@ token, because each depends on the one before it.
 
 What is wrong here, on purpose:
 
-- Nothing is seen until everything is done: the first word waits for the last one.
-- A request holds its worker for its whole life. With one worker, the default, nobody else is answered,
-  not even /health, and a load balancer takes the server for dead. More workers (--workers 4) put that
-  off until as many requests have come. That is WSGI's one-thread-a-request model, not a limit of Flask:
-  Flask could also stream, but every open stream would hold a worker in the same way.
-- A client that leaves is not noticed. The work is done to its end and thrown away.
+- The client sees nothing until the text is complete: it gets the first word together with the last.
+- Each request blocks a worker until its text is complete. With one worker, the default, no other request is
+  answered, /health included. With more workers (--workers 4) that happens as soon as there are as many
+  requests as workers. The cause is WSGI's model of one thread per request, not Flask: Flask could also
+  stream, but every open stream would block a worker in the same way.
+- The server does not notice that a client disconnects. It generates the text to the end and discards it.
 """
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
-import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -41,13 +40,10 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
-from ladder.cli import DemoOptions, ServerConfig, option, parse, whole_number
+from ladder.cli import DemoOptions, ServerConfig, option, whole_number
 from ladder.errors import RequestError
-from ladder.lab import plots, scenes
-from ladder.lab import show as demos
-from ladder.lab.client import Client
+from ladder.lab.demos import Contender, Show, compare_workers
 from ladder.llm.loading import Model
-from ladder.stats import milliseconds_since
 from ladder.web.pages import add_flask_page, describe
 from ladder.web.schema import (
     MAX_BODY_BYTES,
@@ -69,14 +65,14 @@ class Config(ServerConfig):
 
 
 class Engine:
-    """Turns one request into one text, and returns when all of it is there."""
+    """Generates one text per request, and returns it when it is complete."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.active: set[Sequence] = set()
         self.steps = 0
-        # One thread runs the model, because a forward pass already uses every core: whoever serves the
-        # requests, their texts are made one after the other.
+        # One thread runs the model, because a forward pass already uses every core: whatever the number of
+        # workers, texts are generated one after the other.
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def generate(self, request: GenerateRequest) -> GenerateResponse:
@@ -93,15 +89,15 @@ class Engine:
         """The loop at the bottom of every LLM server."""
         decoder = self.model.decoder
         started = time.perf_counter()
-        cache = decoder.new_cache(slots=1, context=sequence.job.size)
-        logits = decoder.prefill(cache, [0], [sequence.job.prompt_ids])
+        cache = decoder.new_cache(slots=1, context=sequence.request.size)
+        logits = decoder.prefill(cache, [0], [sequence.request.prompt_ids])
         self.steps += 1
-        events = [sequence.append(sample_one(sequence, logits), milliseconds_since(started))]
+        events = [sequence.append(sample_one(sequence, logits, started))]
         while not sequence.finish_reason:
             started = time.perf_counter()
             logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
             self.steps += 1
-            events.append(sequence.append(sample_one(sequence, logits), milliseconds_since(started)))
+            events.append(sequence.append(sample_one(sequence, logits, started)))
         return events
 
     def health(self) -> Health:
@@ -160,51 +156,19 @@ def create_app(engine: Engine) -> flask.Flask:
 
 
 def demo(config: Config, options: DemoOptions) -> None:
-    """One client generates; others ask for /health, or for an answer of their own, or lose patience."""
-    show = demos.Show("Rung 01: a blocking server around a prefill + decode loop", config, options)
-    rungs = [("01_flask_blocking.py", [*config.flags(), "--workers", workers]) for workers in ("1", "4")]
-    with show.starting(*rungs) as urls:
-        asyncio.run(suffer(show, dict(zip(("1 worker", "4 workers"), urls, strict=True))))
+    """One client generates; others ask for /health, send a short question, or disconnect early."""
+    more = config.workers if config.workers > 1 else 4
+    servers = [Contender("01_flask_blocking.py", Config, "--workers", str(n)) for n in (1, more)]
+    compare_workers(Show(__doc__, config, options), {"1 worker": servers[0], f"{more} workers": servers[1]})
 
 
-async def suffer(show: demos.Show, servers: dict[str, str]) -> None:
-    crowds = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
-    seen = await demos.watch(show, crowds)
-    figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
-    for name, url in servers.items():
-        with show.busy(f"{name}: a second client, and one who leaves"):
-            figures[name] |= await second_client(url)
-            figures[name] |= await scenes.leaving_figures(url, scenes.REQUEST, seen[name])
-    rows = scenes.LATENCY_ROWS | SECOND_CLIENT_ROWS | scenes.LEAVING_ROWS
-    show.conclude(rows, figures, *plots.of_latency(show.title, seen))
-
-
-SECOND_CLIENT_ROWS = {
-    "second_alone_ms": "short question, asked alone",
-    "second_beside_ms": "short question behind a long one",
-}
-
-
-async def second_client(url: str) -> scenes.Figures:
-    """A short question, asked of an idle server and then just after somebody else's long one."""
-    question: scenes.Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10}
-    async with Client(url) as client:
-        alone = await client.generate(**question)
-        async with asyncio.TaskGroup() as both:
-            both.create_task(client.generate(**scenes.REQUEST))
-            await asyncio.sleep(0.02)
-            second = both.create_task(client.generate(**question))
-    return {"second_alone_ms": 1000 * alone.e2el, "second_beside_ms": 1000 * second.result().e2el}
+def start(config: Config) -> None:
+    model, listener = prepare(config)
+    serve_wsgi(create_app(Engine(model)), listener, config.workers)
 
 
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("01_flask_blocking.py"):
-        if options:
-            demo(config, options)
-        else:
-            model, listener = prepare(config)
-            serve_wsgi(create_app(Engine(model)), listener, config.workers)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Rung 02: tokens stream out as they come, and the server stays awake.
+"""Rung 02: tokens stream out as they come, and the server stays responsive.
 
-Rung 01 shows nothing before everything is done, answers nobody meanwhile, and works on for clients that
-have left. Three changes mend that:
+Rung 01 sends nothing before the text is complete, answers no other request until then, and keeps generating
+for clients that have disconnected. Three changes fix this:
 
-- The engine's loop *yields* each token instead of collecting them. Python's `yield` stops it in the
-  middle, with all of its state, until somebody asks for the next token.
-- The web side is asynchronous (ASGI): one thread, the event loop, looks after all connections. A model
-  step would block it, so each runs in a worker thread while the loop goes on.
-- Every token is sent at once as a *server-sent event*, a line that begins with "data: ". When the client
-  goes away the loop is told, and the generator is closed: no further step is run.
+- The engine's loop *yields* each token instead of collecting them. Python's `yield` pauses the loop with all
+  of its state, until the next token is asked for.
+- The web side is asynchronous (ASGI): one thread, the event loop, serves all connections. A forward pass
+  would block it, so each runs in a worker thread while the event loop goes on.
+- Each token is sent at once as a *server-sent event*, a line that begins with "data: ". When a client
+  disconnects, the event loop is told and closes the generator: no further forward pass runs.
 
     client       POST ─▶         ◀─ " The"        ◀─ " fox"        ◀─ ...        ◀─ [DONE]
     event loop      │   /health ok  │   /health ok  │   /health ok
@@ -19,65 +19,65 @@ have left. Three changes mend that:
     curl -N -H 'content-type: application/json' \\
          -d '{"prompt": "Tell me a story about a fox.", "stream": true}' localhost:5000/generate
 
-What is still wrong: every request is a batch of one. Two clients take turns, step by step, so that each
-gets half the speed, though the model could compute both tokens in little more time than one. And nothing
-limits how many come in.
+What is still wrong: each forward pass serves one request. Two clients take turns, step by step, so each gets
+half the speed, though the model could compute both tokens in little more time than one. And the number of
+requests in flight is not limited.
 """
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from fastapi.sse import format_sse_event
-from pydantic import SerializeAsAny
+from pydantic import BaseModel, SerializeAsAny
 
-from ladder.cli import DemoOptions, ServerConfig, parse
+from ladder.cli import DemoOptions, ServerConfig
 from ladder.errors import ServerStopping
-from ladder.lab import plots, scenes
-from ladder.lab import show as demos
+from ladder.lab.demos import Contender, Show, compare_streaming
 from ladder.llm.loading import Model
 from ladder.log import log_failure
-from ladder.stats import milliseconds_since
-from ladder.web.http import (
-    CLIENT_CLOSED_REQUEST,
-    STREAM_AND_ERRORS,
-    EventStream,
-    answer_errors_in_our_shape,
-    failure,
-)
+from ladder.web.http import CLIENT_CLOSED_REQUEST, STREAM_AND_ERRORS, EventStream, add_error_handlers, failure
 from ladder.web.pages import Rung, add_page, describe
-from ladder.web.protocol import StreamingEngine
-from ladder.web.schema import MAX_BODY_BYTES, ErrorBody, GenerateRequest, GenerateResponse, Health, TokenEvent
+from ladder.web.protocols import StreamingEngine
+from ladder.web.schema import (
+    MAX_BODY_BYTES,
+    ErrorBody,
+    GenerateRequest,
+    GenerateResponse,
+    Health,
+    TokenEvent,
+    event_name,
+)
 from ladder.web.sequence import Sequence, sample_one, to_response
-from ladder.web.server import prepare, serve_asgi
+from ladder.web.server import Lifecycle, prepare, serve
 
 
 @dataclass(frozen=True)
 class Config(ServerConfig):
-    """Nothing but the flags that every rung has."""
+    """Only the flags that every rung of the engine track has."""
 
 
 RUNG = describe(__file__, __doc__)
 
 END = None
-"""What the worker returns in place of StopIteration, which cannot pass through a future."""
+"""What the worker returns instead of StopIteration, which cannot pass through a future."""
 
 
-class Engine:
-    """Each request is a generator of its own; one worker thread moves them on, a step at a time."""
+class Engine(Lifecycle):
+    """Each request is a generator of its own; one worker thread runs them, a step at a time."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         # Only this thread touches the model and the generators. Its queue is first in, first out: requests
-        # take turns, and whatever closes a generator comes after the step that the generator is in.
+        # take turns, and a generator is closed only after the step that it is in.
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.active: dict[Sequence, Generator[TokenEvent]] = {}
         self.steps = 0
@@ -91,34 +91,34 @@ class Engine:
         return sequence
 
     def tokens(self, sequence: Sequence) -> Generator[TokenEvent]:
-        """Rung 01's loop, with `yield` where that one collected. Each `next` is one forward pass."""
+        """Rung 01's loop, with `yield` where it collected the tokens. Each `next` is one forward pass."""
         decoder = self.model.decoder
         started = time.perf_counter()
-        cache = decoder.new_cache(slots=1, context=sequence.job.size)
-        logits = decoder.prefill(cache, [0], [sequence.job.prompt_ids])
+        cache = decoder.new_cache(slots=1, context=sequence.request.size)
+        logits = decoder.prefill(cache, [0], [sequence.request.prompt_ids])
         self.steps += 1
-        yield sequence.append(sample_one(sequence, logits), milliseconds_since(started))
+        yield sequence.append(sample_one(sequence, logits, started))
         while not sequence.finish_reason:
             if self.stopping:
                 raise ServerStopping
             started = time.perf_counter()
             logits = decoder.decode(cache, [0], sequence.token_ids[-1:])
             self.steps += 1
-            yield sequence.append(sample_one(sequence, logits), milliseconds_since(started))
+            yield sequence.append(sample_one(sequence, logits, started))
 
     async def events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
-        """The same tokens for the event loop, which is free while the worker computes the next one."""
+        """The same tokens for the event loop, which is free while the worker computes the next token."""
         loop = asyncio.get_running_loop()
         tokens = self.active[sequence]
         while event := await loop.run_in_executor(self.worker, next, tokens, END):
             yield event
 
     def abort(self, sequence: Sequence) -> None:
-        """Called when the client has left or has everything, wherever the event loop stands: do not wait."""
+        """Called when the client has disconnected or has everything. Returns at once: it may run anywhere."""
         self.worker.submit(self.finish, sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """In the worker: drop the request's state, and with it the KV cache."""
+        """In the worker: free the request's state, and with it the KV cache."""
         self.active.pop(sequence).close()
 
     def stop(self) -> None:
@@ -136,42 +136,43 @@ class Engine:
         )
 
 
-async def stream(engine: StreamingEngine, sequence: Sequence) -> AsyncGenerator[bytes]:
-    """A request as server-sent events, with exactly one last event: [DONE], or an error."""
+async def stream(events: AsyncIterator[BaseModel]) -> AsyncGenerator[bytes]:
+    """Server-sent events, with exactly one last event: [DONE], or an error."""
     try:
-        async for event in engine.events(sequence):
-            yield format_sse_event(data_str=event.model_dump_json(exclude_none=True))
+        async for event in events:
+            data = event.model_dump_json(exclude_none=True)
+            yield format_sse_event(event=event_name(event), data_str=data)
         yield format_sse_event(data_str="[DONE]")
     except Exception as error:
-        # The status went out long ago, as 200: only an event can still tell the client.
+        # The status 200 has been sent already: only an event can still tell the client.
         log_failure(error)
         yield format_sse_event(event="error", data_str=ErrorBody.of(error).model_dump_json())
 
 
 async def collect(engine: StreamingEngine, sequence: Sequence, request: Request) -> list[TokenEvent] | None:
-    """All events of a request; or None, and no more work done, as soon as its client has left."""
+    """All events of a request; or None, as soon as its client disconnects, and the request is aborted."""
 
-    async def everything() -> list[TokenEvent]:
+    async def all_events() -> list[TokenEvent]:
         return [event async for event in engine.events(sequence)]
 
-    async def client_leaves() -> None:
+    async def client_disconnects() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    work, leaving = asyncio.create_task(everything()), asyncio.create_task(client_leaves())
+    work, disconnect = asyncio.create_task(all_events()), asyncio.create_task(client_disconnects())
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         return work.result() if work.done() else None
     finally:
         work.cancel()
-        leaving.cancel()
+        disconnect.cancel()
         engine.abort(sequence)
 
 
 def create_app(engine: StreamingEngine, rung: Rung = RUNG) -> FastAPI:
-    """The web side. Later rungs put their engines behind this same function."""
+    """The web side. Later rungs serve their engines with this same function."""
     app = FastAPI(title=rung.title, max_body_size=MAX_BODY_BYTES)
-    answer_errors_in_our_shape(app)
+    add_error_handlers(app)
     add_page(app, rung)
 
     @app.post("/generate", response_model=GenerateResponse, responses=STREAM_AND_ERRORS)
@@ -180,7 +181,7 @@ def create_app(engine: StreamingEngine, rung: Rung = RUNG) -> FastAPI:
         started = time.perf_counter()
         sequence = engine.submit(body)
         if body.stream:
-            return EventStream(stream(engine, sequence), over=lambda: engine.abort(sequence))
+            return EventStream(stream(engine.events(sequence)), on_close=lambda: engine.abort(sequence))
         try:
             events = await collect(engine, sequence, request)
         except Exception as error:
@@ -199,36 +200,19 @@ def create_app(engine: StreamingEngine, rung: Rung = RUNG) -> FastAPI:
 
 
 def demo(config: Config, options: DemoOptions) -> None:
-    """The same prompt to rung 01 and to this one, and what a client of each sees."""
-    show = demos.Show("Rung 02: tokens stream out as they come, and the server stays awake", config, options)
-    rungs = [(script, config.flags()) for script in ("01_flask_blocking.py", "02_async_streaming.py")]
-    with show.starting(*rungs) as (blocking, streaming):
-        asyncio.run(compare(show, blocking, streaming))
+    """The same prompt to rung 01 and to this one, and what the client of each sees."""
+    blocking = Contender("01_flask_blocking.py", ServerConfig)
+    compare_streaming(Show(__doc__, config, options), blocking, Contender("02_async_streaming.py", Config))
 
 
-async def compare(show: demos.Show, blocking: str, streaming: str) -> None:
-    crowds = {
-        "01": (blocking, [scenes.REQUEST]),
-        "02, stream: false": (streaming, [scenes.REQUEST]),
-        "02, stream: true": (streaming, [scenes.STREAM]),
-    }
-    seen = await demos.watch(show, crowds)
-    figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
-    with show.busy("now the client leaves after a quarter of the time"):
-        for name, (url, (request,)) in crowds.items():
-            figures[name] |= await scenes.leaving_figures(url, request, seen[name])
-    show.conclude(scenes.LATENCY_ROWS | scenes.LEAVING_ROWS, figures, *plots.of_latency(show.title, seen))
+def start(config: Config) -> None:
+    model, listener = prepare(config)
+    engine = Engine(model)
+    serve(create_app(engine), listener, engine)
 
 
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("02_async_streaming.py"):
-        if options:
-            demo(config, options)
-        else:
-            model, listener = prepare(config)
-            engine = Engine(model)
-            serve_asgi(create_app(engine), listener, engine.stop)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

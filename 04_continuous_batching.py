@@ -1,220 +1,245 @@
 """Rung 04: requests join and leave the batch at every step.
 
-Rung 03 closes a batch and runs it to its end: late requests wait, finished ones are computed on. But
-nothing ties the rows of a pass together. Each has its own slot of the KV cache, so a step may take others:
+Rung 03 runs a static batch to its end: late requests wait, and finished ones leave wasted rows. But nothing
+ties the rows of a pass together. Each has its own slot of the KV cache, so each step may have other rows:
 
     slot    step 1    2    3    4    5    6    7    8
-      0     │ AAA │  a │  a │    │  a │  a │  a │  a │       AAA  a piece of a prompt: prefill
+      0     │ AAA │  a │  a │    │  a │  a │  a │  a │       AAA  a chunk of a prompt: prefill
       1     │ BB  │  b │  b │    │  b │  c │  c │  c │       a    one token: decode
       2     │     │    │    │ CC │  c │    │    │    │
-                                 └─ C came late and joins; B ends, and C moves up into its slot
+                                 └─ C arrives late and joins; B ends, and C moves into its slot
 
-- Two queues: `waiting`, in order of arrival, and `running`, where a request's place is its slot. The slots
-  in use stay the first ones, so that a step reads one block of memory.
-- Whoever is first is admitted when a slot and its memory are free. Nobody overtakes, so nobody starves.
-- A step is one forward pass: a token for everyone, or pieces of prompts, in turns. Long prompts are read in
-  pieces, so that nobody's tokens stop. Rows of a pass that breaks are run alone, and only the guilty fail.
+- Two queues: `waiting`, in order of arrival, and `running`, where a request's place is its slot. The slots in
+  use stay adjacent, so that a step reads one block of memory.
+- Admission is first come, first served: a request needs a free slot, and KV cache room for its longest
+  possible text (prompt + max_tokens). So no request starves, and none is preempted (paused to free memory).
+- A step is one forward pass: one token for each request, or chunks of prompts, in turns. Long prompts are
+  prefilled in chunks, so that other requests do not stall.
+- If a pass fails, its rows run again one by one; only the failing request gets an error.
 
     python 04_continuous_batching.py --demo
     python 04_continuous_batching.py
     curl localhost:5000/steps
 
-What is still wrong: engine and web server share one process, hence one GIL, and wait for each other.
+What is still wrong: the engine shares a process with the web server. When one crashes, so does the other.
 """
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
-import asyncio
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from msgspec.structs import asdict
 
 from ladder import import_rung
-from ladder.cli import DemoOptions, parse
-from ladder.cli import EngineConfig as Config
-from ladder.engine import trace
-from ladder.engine.messages import Abort, Failed, Job, Status, Token, Update
-from ladder.engine.runner import Outcome, Runner, Step, Work
-from ladder.errors import QueueFull, ServerStopping, UserError
-from ladder.lab import plots, scenes
-from ladder.lab import show as demos
+from ladder.cli import DemoOptions, EngineConfig as Config
+from ladder.engine.messages import Abort, Command, EngineRequest, Failed, Inbox, Status, Token, Update
+from ladder.engine.runner import ForwardPass, RowInput, Runner, Slots
+from ladder.errors import QueueFull, ServerStopping
+from ladder.lab.demos import Contender, Show, compare_arrivals
 from ladder.llm.loading import Model
 from ladder.log import log_failure
-from ladder.web.frontend import Frontend
+from ladder.stats import milliseconds_since
 from ladder.web.pages import describe
+from ladder.web.protocols import BatchingRung, StreamingRung
 from ladder.web.schema import GenerateRequest, SlotHealth, TokenEvent
 from ladder.web.sequence import Sequence
-from ladder.web.server import prepare, serve_asgi
+from ladder.web.server import Lifecycle, prepare, serve
 
-rung_02 = import_rung("02_async_streaming")
+rung_02 = import_rung("02_async_streaming", StreamingRung)
+rung_03 = import_rung("03_batching", BatchingRung)
 
 
+@dataclass(eq=False)
+class RequestState:
+    """A request that waits or runs."""
+
+    request: EngineRequest
+    slot: int = -1  # none while it waits
+    prefilled: int = 0  # tokens of the prompt that are in the cache
+    token_ids: list[int] = field(default_factory=list)
+    milliseconds: float = 0.0  # spent on its next token so far
+
+    @property
+    def to_prefill(self) -> int:
+        return len(self.request.prompt_ids) - self.prefilled
+
+    def row(self, new_tokens: list[int], wasted: bool = False) -> RowInput:
+        return RowInput(self.request, self.slot, new_tokens, len(self.token_ids), wasted)
+
+    def append(self, token_id: int) -> Token:
+        token = self.request.token(token_id, len(self.token_ids), round(self.milliseconds, 3))
+        self.token_ids.append(token_id)
+        self.milliseconds = 0
+        return token
+
+
+@dataclass
 class Scheduler:
     """Two queues and three verbs: `admit`, `schedule`, `remove`. It knows nothing of tensors."""
 
-    SMALLEST_SLOT = 128
-
-    def __init__(self, max_batch: int, context: int, kv_tokens: int, prefill_chunk: int) -> None:
-        self.max_batch = max_batch
-        self.context = context  # no request is longer
-        self.kv_tokens = kv_tokens  # what the memory for keys and values has room for
-        self.prefill_chunk = prefill_chunk
-        self.waiting: deque[Work] = deque()
-        self.running: list[Work] = []  # the index is the slot
-        self.slot_size = min(self.SMALLEST_SLOT, context)
-        self.read_last = False
+    slots: Slots
+    max_batch: int
+    prefill_chunk: int
+    waiting: deque[RequestState] = field(default_factory=deque)
+    running: list[RequestState] = field(default_factory=list)  # the index is the slot
+    prefilled_last: bool = False
 
     def admit(self) -> None:
-        """While there is room: slots are as long as the longest request needs, and as many as then fit."""
+        """Admit the oldest waiting requests, as long as each fits into memory with all that run."""
         while self.waiting and len(self.running) < self.max_batch:
-            work = self.waiting[0]
-            needed = max(self.size_for(one) for one in [*self.running, work])
-            if needed * (len(self.running) + 1) > self.kv_tokens:
+            state = self.waiting[0]
+            if not self.slots.make_room([one.request.size for one in (*self.running, state)]):
                 return
-            if needed > self.slot_size or len(self.running) == self.slots:
-                self.slot_size = needed
-            work.slot = len(self.running)
-            self.running.append(work)
-            self.waiting.popleft()
+            state.slot = len(self.running)
+            self.running.append(self.waiting.popleft())
 
-    def size_for(self, work: Work) -> int:
-        return min(max(self.SMALLEST_SLOT, 1 << (work.job.size - 1).bit_length()), self.context)
-
-    @property
-    def slots(self) -> int:
-        return self.kv_tokens // self.slot_size
-
-    def schedule(self) -> Step | None:
+    def schedule(self) -> ForwardPass | None:
         self.admit()
-        reading = sorted((work for work in self.running if work.unread), key=lambda work: work.job.id)
-        writing = [work.slot for work in self.running if not work.unread]
-        self.read_last = bool(reading) and not (writing and self.read_last)
-        if self.read_last:
-            return self.read_prompts(reading)
-        return Step(self.running[: writing[-1] + 1]) if writing else None
+        prefilling = sorted((one for one in self.running if one.to_prefill), key=lambda one: one.request.id)
+        decoding = [one.slot for one in self.running if not one.to_prefill]
+        self.prefilled_last = bool(prefilling) and not (decoding and self.prefilled_last)
+        if self.prefilled_last:
+            return self.schedule_prefill(prefilling)
+        if not decoding:
+            return None
+        states = self.running[: decoding[-1] + 1]  # adjacent slots: those that prefill are wasted rows
+        rows = [one.row(one.token_ids[-1:] or [0], wasted=one.to_prefill > 0) for one in states]
+        return ForwardPass("decode", rows)
 
-    def read_prompts(self, reading: list[Work]) -> Step:
-        """From the oldest on, as many as make a rectangle of at most `prefill_chunk` tokens."""
-        works, width = list[Work](), 0
-        for work in reading:
-            wider = max(width, min(work.unread, self.prefill_chunk))
-            if works and wider * (len(works) + 1) > self.prefill_chunk:
+    def schedule_prefill(self, prefilling: list[RequestState]) -> ForwardPass:
+        """From the oldest on, as many chunks as make a padded batch of at most `prefill_chunk` tokens."""
+        states, width = list[RequestState](), 0
+        for state in prefilling:
+            wider = max(width, min(state.to_prefill, self.prefill_chunk))
+            if states and wider * (len(states) + 1) > self.prefill_chunk:
                 break
-            works.append(work)
+            states.append(state)
             width = wider
-        return Step(works, [work.job.prompt_ids[work.read : work.read + width] for work in works])
+        rows = [one.row(one.request.prompt_ids[one.prefilled : one.prefilled + width]) for one in states]
+        return ForwardPass("prefill", rows)
 
-    def remove(self, work: Work) -> int | None:
-        """Take out a request. The last one moves into its slot; returned is the slot that it had."""
-        if work.slot < 0:
-            self.waiting.remove(work)
+    def remove(self, state: RequestState) -> int | None:
+        """Take a request out of its queue. The last running one moves into its slot; returns the old slot."""
+        if state.slot < 0:
+            self.waiting.remove(state)
             return None
         last = self.running.pop()
-        source, last.slot = last.slot, work.slot
-        if last is not work:
-            self.running[work.slot] = last
+        source, last.slot = last.slot, state.slot
+        if last is not state:
+            self.running[state.slot] = last
         return source
 
 
 class EngineCore:
-    """The engine without a web side: jobs in, tokens out."""
+    """The engine without a web side: requests in, tokens out."""
 
     def __init__(self, model: Model, config: Config) -> None:
-        context = min(model.context, config.max_context or model.context)
-        kv_tokens = min(model.decoder.tokens_in(config.kv_memory * 2**20), config.max_batch * context)
-        self.context = min(context, kv_tokens)
-        if self.context < 2:
-            raise UserError(f"--kv-memory {config.kv_memory}: in so many MiB not two tokens have room")
-        self.scheduler = Scheduler(config.max_batch, self.context, kv_tokens, config.prefill_chunk)
-        self.runner = Runner(model.decoder, kv_tokens)
-        self.works: dict[int, Work] = {}
-        self.dropped: list[int] = []
+        slots = Slots.within(config, model.decoder, model.context)
+        self.context = slots.context
+        self.scheduler = Scheduler(slots, config.max_batch, config.prefill_chunk)
+        self.runner = Runner(model.decoder, slots.tokens)
+        self.states: dict[int, RequestState] = {}
+        self.aborted: list[int] = []
         self.tokens = 0
 
-    def handle(self, command: Job | Abort) -> None:
-        """Between two steps, never in one."""
-        if isinstance(command, Job):
-            work = self.works[command.id] = Work(command)
-            self.scheduler.waiting.append(work)
+    def handle(self, command: Command) -> None:
+        """Take a command, between two steps."""
+        if isinstance(command, EngineRequest):
+            state = self.states[command.id] = RequestState(command)
+            self.scheduler.waiting.append(state)
         else:
-            if command.id in self.works:
-                self.drop(self.works[command.id])
-            self.dropped.append(command.id)
+            if command.id in self.states:
+                self.finish_request(self.states[command.id])
+            self.aborted.append(command.id)
 
     def step(self) -> Update | None:
-        """What an engine does, over and over. None if there was nothing to do."""
+        """Run one step: schedule, forward pass, update. None if there was nothing to do."""
         step = self.scheduler.schedule()
-        self.runner.resize(self.scheduler.slots, self.scheduler.slot_size)
-        if step:
-            return self.update(step, *self.runner.execute(step))
-        return self.update(Step([]), [], 0) if self.dropped else None
+        self.runner.resize(self.scheduler.slots)
+        if step is None:
+            return self.report([], []) if self.aborted else None
+        started = time.perf_counter()
+        return self.update(step, self.execute(step), milliseconds_since(started))
 
-    def update(self, step: Step, outcomes: list[Outcome], milliseconds: float) -> Update:
-        """Note what the step has brought, let go of those that are done, and report."""
+    def execute(self, step: ForwardPass) -> list[int | Exception]:
+        """A token for each row. If the pass fails, its rows run one by one, and only the guilty ones fail."""
+        try:
+            return [*self.runner.forward(step)]
+        except Exception as error:
+            if len(step.rows) > 1:
+                alone = (ForwardPass(step.kind, [row]) for row in step.rows)
+                return [result for one in alone for result in self.execute(one)]
+            log_failure(error)
+            return [error]
+
+    def update(self, step: ForwardPass, results: list[int | Exception], milliseconds: float) -> Update:
+        """Store what the step has computed, and free finished requests."""
         tokens, failures = [], []
-        for work, piece in zip(step.works, step.pieces, strict=False):
-            work.read += len(piece)
-        for work, outcome in zip(step.works, outcomes, strict=True):
-            if step.pieces or not work.unread:  # else it took part for nobody
-                work.milliseconds += milliseconds
-            if isinstance(outcome, Exception):
-                failures.append(Failed(work.job.id, type(outcome).__name__, str(outcome)))
-                self.drop(work)
-            elif outcome is not None:
-                work.token_ids.append(outcome)
-                tokens.append(Token(work.job.id, outcome, round(work.milliseconds, 3)))
-                work.milliseconds = 0
-                if work.job.finish_reason(work.token_ids):
-                    self.drop(work)
+        for row, result in zip(step.rows, results, strict=True):
+            state = self.states[row.request.id]
+            if isinstance(result, Exception):
+                failures.append(Failed.of(row.request.id, result))
+                self.finish_request(state)
+            elif not row.wasted:
+                state.milliseconds += milliseconds
+                if step.kind == "prefill":
+                    state.prefilled += len(row.new_tokens)
+                if not state.to_prefill:
+                    tokens.append(token := state.append(result))
+                    if token.finish_reason:
+                        self.finish_request(state)
+        return self.report(tokens, failures)
+
+    def finish_request(self, state: RequestState) -> None:
+        del self.states[state.request.id]
+        if (last := self.scheduler.remove(state)) is not None:
+            self.runner.free_slot(state.slot, last)
+
+    def report(self, tokens: list[Token], failures: list[Failed]) -> Update:
         self.tokens += len(tokens)
-        dropped, self.dropped = self.dropped, []
-        return Update(tokens, failures, dropped, self.status())
+        aborted, self.aborted = self.aborted, []
+        return Update(tokens, failures, aborted, self.status())
 
-    def drop(self, work: Work) -> None:
-        del self.works[work.job.id]
-        if (last := self.scheduler.remove(work)) is not None:
-            self.runner.vacate(work.slot, last)
-
-    def give_up(self, error: Exception) -> Update:
-        """Fail all that is under way or waits, and begin again with nothing."""
-        failures = [Failed(number, type(error).__name__, str(error)) for number in self.works]
-        for held in (self.works, self.scheduler.waiting, self.scheduler.running):
+    def fail_all(self, error: Exception) -> Update:
+        """Fail every request in flight and in the queue, and start again with nothing."""
+        failures = [Failed.of(request_id, error) for request_id in self.states]
+        for held in (self.states, self.scheduler.waiting, self.scheduler.running):
             held.clear()
-        self.runner.clear()
-        return Update(failures=failures, status=self.status())
+        self.runner.free_all()
+        return self.report([], failures)
 
     def status(self) -> Status:
         scheduler, steps = self.scheduler, self.runner.trace.count
         waiting, running = len(scheduler.waiting), list(scheduler.running)
-        prefilling = sum(work.unread > 0 for work in running)
-        slots = min(scheduler.max_batch, scheduler.slots)
-        return Status(len(running), waiting, steps, self.tokens, prefilling, slots, scheduler.slot_size)
+        prefilling = sum(state.to_prefill > 0 for state in running)
+        slots = min(scheduler.max_batch, scheduler.slots.count)
+        return Status(len(running), waiting, steps, self.tokens, prefilling, slots, scheduler.slots.size)
 
 
-class Engine:
-    """The core in a thread of its own, between two steps open to whoever comes or goes."""
+class Engine(Lifecycle):
+    """The core in a thread of its own, which takes commands between two steps."""
 
     def __init__(self, model: Model, config: Config) -> None:
         self.model = model
         self.core = EngineCore(model, config)
-        self.frontend = Frontend(model, self.core.context)
-        self.most = config.max_batch + config.max_queue
-        self.inbox: deque[Job | Abort] = deque()
-        self.changed = threading.Condition()
-        self.stopping = False
+        self.frontend = rung_03.Frontend(model, self.core.context)
+        self.max_in_flight = config.max_batch + config.max_queue
+        self.inbox = Inbox()
         threading.Thread(target=self.run, name="model", daemon=True).start()
 
     def submit(self, request: GenerateRequest) -> Sequence:
-        if len(self.frontend.unfinished) >= self.most:
+        if len(self.frontend.unfinished) >= self.max_in_flight:
             raise QueueFull
         sequence = self.frontend.open(request)
-        self.tell(sequence.job)
+        self.inbox.put(sequence.request)
         return sequence
 
     def events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
@@ -222,79 +247,52 @@ class Engine:
 
     def abort(self, sequence: Sequence) -> None:
         if self.frontend.close(sequence):
-            self.tell(Abort(sequence.job.id))
-
-    def tell(self, command: Job | Abort) -> None:
-        with self.changed:
-            self.inbox.append(command)
-            self.changed.notify()
+            self.inbox.put(Abort(sequence.request.id))
 
     def run(self) -> None:
-        while not self.stopping:
-            with self.changed:
-                self.changed.wait_for(lambda: self.inbox or self.core.works or self.stopping)
-            while self.inbox:
-                self.core.handle(self.inbox[0])
-                self.inbox.popleft()  # only now: /health must find every request somewhere
+        """The engine's thread: takes commands between two steps; with nothing to do it waits for one."""
+        while self.inbox.hand_over(self.core.handle, wait=lambda: not self.core.states):
             try:
                 update = self.core.step()
-            except Exception as error:  # of the scheduling, not of a pass: nobody may be left waiting
+            except (
+                Exception
+            ) as error:  # in the scheduler, not in a forward pass: no request may wait for ever
                 log_failure(error)
-                update = self.core.give_up(error)
+                update = self.core.fail_all(error)
             if update:
                 self.frontend.post(update)
 
     def stop(self) -> None:
         self.frontend.refuse(ServerStopping)
-        self.stopping = True
-        with self.changed:
-            self.changed.notify()
+        self.inbox.close()
 
     def health(self) -> SlotHealth:
-        not_yet_taken, figures = len(self.inbox), asdict(self.core.status())
-        figures["waiting"] += not_yet_taken
+        in_inbox, figures = len(self.inbox), asdict(self.core.status())
+        figures["waiting"] += in_inbox
         return SlotHealth(rung="04", model=self.model.name, pid=os.getpid(), **figures)
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """Rung 02's web side, unchanged, and rung 03's page of the last steps."""
-    app: FastAPI = rung_02.create_app(engine, describe(__file__, __doc__))
-    trace.add_steps_page(app, engine.core.runner.trace)
+    """Rung 02's web side, unchanged, and rung 03's page about the last forward passes."""
+    app = rung_02.create_app(engine, describe(__file__, __doc__))
+    rung_03.add_steps_page(app, engine.core.runner.trace)
     return app
 
 
 def demo(config: Config, options: DemoOptions) -> None:
-    """The same arrivals at rung 03 and at this one; then a long prompt among streams."""
-    show = demos.Show("Rung 04: requests join and leave the batch at every step", config, options)
-    flags, this = config.flags(), "04_continuous_batching.py"
-    commands = (("03_batching.py", flags), (this, flags), (this, [*flags, "--prefill-chunk", "100000"]))
-    with show.starting(*commands) as urls:
-        asyncio.run(compare(show, dict(zip(("03", "04", "04, prompts whole"), urls, strict=True))))
+    """The same arrivals at rung 03 and at this one; then a long prompt beside a stream."""
+    static = Contender("03_batching.py", rung_03.Config)
+    compare_arrivals(Show(__doc__, config, options), static, Contender("04_continuous_batching.py", Config))
 
 
-async def compare(show: demos.Show, servers: dict[str, str]) -> None:
-    await demos.warm_up_all(show, servers)
-    seen = await demos.watch_arrivals(show, {name: servers[name] for name in ("03", "04")})
-    show.timelines(steps := {name: scene.steps for name, scene in seen.items()})
-    figures = {name: scenes.scene_figures(scene) for name, scene in seen.items()}
-    gaps = {}
-    for name in ("04", "04, prompts whole"):
-        with show.busy(f"{name}: a long prompt beside a stream"):
-            gaps[name] = await scenes.gaps_beside_a_long_prompt(servers[name])
-        figures.setdefault(name, {})["worst_gap_ms"] = 1000 * max(gap for _, gap in gaps[name])
-    rows = scenes.SCENE_ROWS | {"worst_gap_ms": "worst gap between tokens, long prompt beside"}
-    show.conclude(rows, figures, 1, lambda file: plots.plot_slots(file, show.title, steps, gaps))
+def start(config: Config) -> None:
+    model, listener = prepare(config)
+    engine = Engine(model, config)
+    serve(create_app(engine), listener, engine)
 
 
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("04_continuous_batching.py"):
-        if options:
-            demo(config, options)
-        else:
-            model, listener = prepare(config)
-            engine = Engine(model, config)
-            serve_asgi(create_app(engine), listener, engine.stop)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

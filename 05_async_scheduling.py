@@ -1,42 +1,42 @@
-"""Rung 05: the engine in a process of its own, scheduling while the web server does all the rest.
+"""Rung 05: the engine in a process of its own, watched and replaced by the web server.
 
-In rung 04 the engine's thread shares one interpreter with the web server. Torch computes without holding its
-lock, the GIL, but a step asks for it back a thousand times, once for each operation, while the event
-loop needs it for every token of every stream. So the engine moves out:
+In rung 04 engine and web server share a process: when the engine crashes or hangs, /health and every open
+stream end with it. So the engine moves out:
 
-    web process      tokenize ─▶ HTTP, JSON, detokenize: step 1   step 2   step 3      one GIL
-                        │ Job, Abort                       ▲ Update  ▲        ▲
+    web process      tokenize ─▶ HTTP, JSON, detokenize: step 1   step 2   step 3
+                        │ EngineRequest, Abort             ▲ Update  ▲        ▲
     ════════════════════│══════════ ZeroMQ, msgpack ═══════│═════════│════════│═══
                         ▼                                  │         │        │
-    engine process   schedule │ forward pass 1 │ forward pass 2 │ forward pass 3 │     another GIL
+    engine process   schedule │ forward pass 1 │ forward pass 2 │ forward pass 3 │
 
 - Rung 04's `EngineCore`, unchanged, runs in the engine's process. Typed messages go both ways.
-- With `--loop overlapped` a thread runs the next step while what the last one brought is handed over. On two
-  cores that work is too little to pay for the thread, so the default is to do the two in turn.
-- On two cores the second process brings no throughput (benchmarks/README.md has the figures). What it brings:
-  an engine can die alone, and is replaced.
-- The engine is watched. When it dies or falls silent, open streams get an error event at once, /ready says
-  503, /health goes on, and a new engine is started, after a pause that grows while none gets ready.
+- If the engine crashes or its heartbeat stops, open streams get an error event. /ready returns 503, /health
+  keeps answering, and a new engine starts, after a pause that doubles with each failed start.
+- Each process has a GIL, Python's global lock, of its own. On two cores this brings no throughput.
+- With `--loop overlapped` a thread runs the next step while the results of the last one are sent. On two
+  cores that is too little work to pay for the thread, so by default the two take turns.
 
     python 05_async_scheduling.py --demo
     python 05_async_scheduling.py
     curl -i localhost:5000/ready
 
-What is still wrong: one node and one model. And a second process is not free.
+What is still wrong: KV cache memory is reserved for the longest possible text of each request, and equal
+prompts are computed again for each request.
 """
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
 import os
 import sys
+import time
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -44,30 +44,26 @@ from msgspec.structs import asdict
 from rich.console import Console
 
 from ladder import import_rung
-from ladder.cli import DemoOptions, EngineConfig, option, parse
+from ladder.cli import DemoOptions, EngineConfig, option
 from ladder.engine.channel import ChildProcess, ParentProcess
-from ladder.engine.messages import Abort, Beat, Command, Ready, Report, Start, Status, Unusable, Update
+from ladder.engine.messages import Abort, Command, Heartbeat, Ready, Report, Start, Status, Unusable, Update
 from ladder.errors import QueueFull, ServerStopping, Unavailable, UserError
-from ladder.lab import plots, scenes
-from ladder.lab import show as demos
+from ladder.lab.demos import Contender, Show, compare_processes
 from ladder.log import logger
-from ladder.web.frontend import Frontend, vocabulary_of
 from ladder.web.pages import describe
+from ladder.web.protocols import BatchingRung, ContinuousRung, Core, DeliveringFrontend, StreamingRung
 from ladder.web.schema import EngineHealth, GenerateRequest, TokenEvent
-from ladder.web.sequence import Sequence
-from ladder.web.server import load, serve_asgi, take_port
+from ladder.web.sequence import RemoteVocabulary, Sequence
+from ladder.web.server import Lifecycle, load, serve, take_port
 
-rung_02 = import_rung("02_async_streaming")
-rung_04 = import_rung("04_continuous_batching")
+rung_02 = import_rung("02_async_streaming", StreamingRung)
+rung_03 = import_rung("03_batching", BatchingRung)
+rung_04 = import_rung("04_continuous_batching", ContinuousRung)
 
-SILENCE_SECONDS = 1.5
-"""An engine that has not been heard for so long is taken for dead."""
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds before another engine is started."""
-
-AS_ENGINE = "--as-engine"
-"""How the engine's process is started from this same file; not for people."""
+HEARTBEAT_TIMEOUT = 1.5  # seconds without a message after which an engine counts as hanging
+CHECK_SECONDS = 0.25
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds before another engine is started
+AS_ENGINE = "--as-engine"  # starts the engine's process from this same file; not for users
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,9 @@ class EngineDown(Unavailable):
 
 
 def run_engine(directory: Path) -> None:
-    """The engine's process: load the model, say so, then step for ever."""
+    """The engine's process: load the model, say so, then run steps until the process ends."""
     web_side = ParentProcess(directory)
-    start = web_side.first_command()
+    start = web_side.start_command()
     web_side.doing = f"loading {start.config.model}"
     try:
         model = load(start.config)
@@ -97,154 +93,184 @@ def run_engine(directory: Path) -> None:
     (overlapped_loop if start.overlapped else plain_loop)(core, web_side)
 
 
-def plain_loop(core: Any, web_side: ParentProcess) -> None:
+def plain_loop(core: Core, web_side: ParentProcess) -> None:
     while True:
-        for command in web_side.commands(wait=not core.works):
+        for command in web_side.commands(wait=not core.states):
             core.handle(command)
         if update := core.step():
             web_side.report(update)
 
 
-def overlapped_loop(core: Any, web_side: ParentProcess) -> None:
-    """While the model's thread runs a step, this one hands over what the step before has brought."""
+def overlapped_loop(core: Core, web_side: ParentProcess) -> None:
+    """While the model's thread runs a step, this thread sends the results of the step before."""
     model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
     update: Update | None = None
 
     def advance(commands: list[Command]) -> Update | None:
         for command in commands:
             core.handle(command)
-        update: Update | None = core.step()
-        return update
+        return core.step()
 
     while True:
-        commands = list(web_side.commands(wait=not core.works and not update))
+        commands = list(web_side.commands(wait=not core.states and not update))
         step = model_thread.submit(advance, commands)
         if update:
             web_side.report(update)
         update = step.result()
 
 
-class Engine:
-    """The web side of an engine in another process: starts it, watches it, and starts it again."""
+class Engine(Lifecycle):
+    """The web side of an engine in another process: starts it, watches it, and replaces it."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.status = self.buried = Status()  # of this engine; of those before it, what they have done
-        self.engine: Ready | None = None
-        self.frontend: Frontend
-        self.unconfirmed: set[int] = set()  # aborted jobs that the engine may still be working on
+        self.ready: Ready | None = None  # what the engine that is ready has said of itself
+        self.process: ChildProcess | None = None
+        self.frontend: DeliveringFrontend | None = None  # None until the first engine is ready
+        self.first_ready: Future[None] = Future()
+        self.supervision: asyncio.Task[None] | None = None
+        self.progress = Console(stderr=True).status("starting the engine's process")
+        self.heard = 0.0  # when the engine's last message came; 0 before its first
+        self.status = self.previous_totals = Status()  # of this engine; sums over the engines before it
+        self.unconfirmed: set[int] = set()  # aborted requests that the engine may still be working on
         self.restarts = 0
 
     async def start(self) -> None:
-        """Return when the first engine is ready; `UserError` if it cannot be."""
-        self.first_ready = asyncio.get_running_loop().create_future()
-        with Console(stderr=True).status("starting the engine's process") as self.progress:
+        """Return when the first engine is ready; `UserError` if it cannot start."""
+        with self.progress:
             self.supervision = asyncio.create_task(self.supervise())
-            try:
-                await self.first_ready
-            except UserError:
-                self.end()
-                raise
+            await asyncio.wrap_future(self.first_ready)
 
     async def supervise(self) -> None:
-        """One engine after the other. The pause doubles from one that never got ready to the next."""
+        """Start one engine after the other. Each failed start doubles the pause before the next."""
         pause = SHORTEST_PAUSE
         while True:
-            self.process = ChildProcess(sys.executable, __file__, AS_ENGINE)
-            first = Start(self.config, overlapped=self.config.loop == "overlapped")
-            reason = await self.process.follow(first, self.take, SILENCE_SECONDS)
-            self.process.end()
+            reason = await self.run_process()
             if not self.first_ready.done():
                 self.first_ready.set_exception(UserError(f"the engine's process {reason}"))
                 return
-            pause = SHORTEST_PAUSE if self.engine else min(2 * pause, LONGEST_PAUSE)
+            pause = SHORTEST_PAUSE if self.ready else min(2 * pause, LONGEST_PAUSE)
             logger.warning("the engine's process %s; another is started in %g s", reason, pause)
-            self.bury()
+            self.on_engine_death()
             await asyncio.sleep(pause)
             self.restarts += 1
 
-    def take(self, report: Report) -> None:
-        if isinstance(report, Update):
-            self.status = report.status
-            self.unconfirmed.difference_update(report.dropped)
-            self.frontend.deliver(report)
-        elif isinstance(report, Beat):
-            self.progress.update(f"the engine's process: {report.doing}")
-        elif isinstance(report, Unusable):
-            if self.first_ready.done():
-                logger.error("the engine cannot start again: %s", report.reason)
-            else:
-                self.first_ready.set_exception(UserError(report.reason))
-        else:
-            self.engine = report
-            self.status = report.status
-            if self.first_ready.done():
-                self.frontend.reopen()
-            else:
-                self.frontend = Frontend(vocabulary_of(report), report.context)
-                self.first_ready.set_result(None)
+    async def run_process(self) -> str:
+        """Start an engine; return why it ended: it exits, goes silent or sends garbage."""
+        try:
+            self.process = await ChildProcess.start(sys.executable, __file__, AS_ENGINE)
+        except OSError as error:
+            return f"cannot be started: {error}"
+        self.process.tell(Start(self.config, overlapped=self.config.loop == "overlapped"))
+        self.heard = 0.0
+        listening = asyncio.create_task(self.listen(self.process))
+        exiting = asyncio.create_task(self.process.exited())
+        try:
+            while not (listening.done() or exiting.done()):
+                asked = time.monotonic()
+                await asyncio.wait({listening, exiting}, timeout=CHECK_SECONDS, return_when=FIRST_COMPLETED)
+                now = time.monotonic()
+                if self.heard and now - asked > HEARTBEAT_TIMEOUT / 2:
+                    self.heard = now  # it was this process that slept: heartbeats are still to be read
+                if self.heard and now - self.heard > HEARTBEAT_TIMEOUT:
+                    return f"has said nothing for {HEARTBEAT_TIMEOUT:g} s"
+            if listening.done():
+                return f"has sent what cannot be used: {listening.exception()!r}"
+            return f"has ended with status {exiting.result()}"
+        finally:
+            listening.cancel()
+            exiting.cancel()
+            self.process.end()
 
-    def bury(self) -> None:
-        """The engine is gone, and all that was under way in it."""
-        self.engine = None
-        self.frontend.refuse(EngineDown)
+    async def listen(self, process: ChildProcess) -> None:
+        while True:
+            self.take(await process.next_report())
+
+    def take(self, report: Report) -> None:
+        self.heard = time.monotonic()
+        match report:
+            case Update() if self.frontend:
+                self.status = report.status
+                self.unconfirmed.difference_update(report.aborted)
+                self.frontend.deliver(report)
+            case Heartbeat():
+                self.progress.update(f"the engine's process: {report.doing}")
+            case Unusable() if self.first_ready.done():
+                logger.error("the engine cannot start again: %s", report.reason)
+            case Unusable():
+                self.first_ready.set_exception(UserError(report.reason))
+            case Ready():
+                self.ready, self.status = report, report.status
+                if self.frontend:
+                    self.frontend.reopen()
+                else:
+                    self.frontend = rung_03.Frontend(RemoteVocabulary.of(report), report.context)
+                    self.first_ready.set_result(None)
+
+    def on_engine_death(self) -> None:
+        """End every request in flight with an error, and accept none until another engine is ready."""
+        self.ready = None
+        self.serving()[0].refuse(EngineDown)
         self.unconfirmed.clear()
-        self.buried = Status(
-            steps=self.buried.steps + self.status.steps, tokens=self.buried.tokens + self.status.tokens
-        )
-        self.status = Status()
+        before, self.status = self.status, Status()
+        totals = self.previous_totals
+        self.previous_totals = Status(steps=totals.steps + before.steps, tokens=totals.tokens + before.tokens)
+
+    def serving(self) -> tuple[DeliveringFrontend, ChildProcess]:
+        """What exists from the moment in which the first engine is ready."""
+        if self.frontend is None or self.process is None:
+            raise EngineDown
+        return self.frontend, self.process
 
     def submit(self, request: GenerateRequest) -> Sequence:
-        if self.under_way() >= self.config.max_batch + self.config.max_queue:
+        if self.in_flight() >= self.config.max_batch + self.config.max_queue:
             raise QueueFull
-        sequence = self.frontend.open(request)
-        self.process.tell(sequence.job)
+        frontend, process = self.serving()
+        sequence = frontend.open(request)
+        process.tell(sequence.request)
         return sequence
 
-    def under_way(self) -> int:
-        return len(self.frontend.unfinished) + len(self.unconfirmed)
+    def in_flight(self) -> int:
+        return len(self.serving()[0].unfinished) + len(self.unconfirmed)
 
     def events(self, sequence: Sequence) -> AsyncGenerator[TokenEvent]:
-        return self.frontend.events(sequence)
+        return self.serving()[0].events(sequence)
 
     def abort(self, sequence: Sequence) -> None:
-        if self.frontend.close(sequence):
-            self.unconfirmed.add(sequence.job.id)
-            self.process.tell(Abort(sequence.job.id))
+        frontend, process = self.serving()
+        if frontend.close(sequence):
+            self.unconfirmed.add(sequence.request.id)
+            process.tell(Abort(sequence.request.id))
 
     def stop(self) -> None:
-        self.frontend.refuse(ServerStopping)
+        if self.frontend:
+            self.frontend.refuse(ServerStopping)
         self.end()
 
     def end(self) -> None:
         """Leave no process behind, and no socket."""
-        self.supervision.cancel()
-        self.process.end()
+        if self.supervision:
+            self.supervision.cancel()
+        if self.process:
+            self.process.end()
 
     def health(self) -> EngineHealth:
-        figures = asdict(self.status) | {
-            "waiting": max(0, self.under_way() - self.status.running),
-            "steps": self.buried.steps + self.status.steps,
-            "tokens": self.buried.tokens + self.status.tokens,
-        }
-        return EngineHealth(
-            rung="05",
-            model=self.config.model,
-            pid=os.getpid(),
-            engine_pid=self.engine.pid if self.engine else None,
-            restarts=self.restarts,
-            **figures,
-        )
+        figures, totals = asdict(self.status), self.previous_totals
+        figures["waiting"] = max(0, self.in_flight() - self.status.running)
+        figures["steps"] += totals.steps
+        figures["tokens"] += totals.tokens
+        figures |= {"engine_pid": self.ready.pid if self.ready else None, "restarts": self.restarts}
+        return EngineHealth(rung="05", model=self.config.model, pid=os.getpid(), **figures)
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """Rung 02's web side, unchanged, and a second question beside "are you alive?"."""
-    app: FastAPI = rung_02.create_app(engine, describe(__file__, __doc__))
+    """Rung 02's web side, unchanged, and /ready beside /health."""
+    app = rung_02.create_app(engine, describe(__file__, __doc__))
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """Whether a request would be served now."""
-        if engine.engine:
+        if engine.ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": str(EngineDown.retry_after)})
 
@@ -252,47 +278,21 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def demo(config: Config, options: DemoOptions) -> None:
-    """Many clients who talk much, at rung 04 and at this one; then somebody kills the engine."""
-    show = demos.Show("Rung 05: the engine in a process of its own", config, options)
-    commands = [
-        ("04_continuous_batching.py", config.flags()),
-        ("05_async_scheduling.py", config.flags()),
-    ]
-    with show.starting(*commands) as urls:
-        asyncio.run(compare(show, dict(zip(("04", "05"), urls, strict=True))))
+    """Many clients with short requests at rung 04 and at this one; then the engine is killed."""
+    show, one_process = Show(__doc__, config, options), Contender("04_continuous_batching.py", rung_04.Config)
+    compare_processes(show, one_process, Contender("05_async_scheduling.py", Config))
 
 
-async def compare(show: demos.Show, servers: dict[str, str]) -> None:
-    await demos.warm_up_all(show, servers)
-    seen: dict[str, list[scenes.Observation]] = {name: [] for name in servers}
-    for number in (1, 2, 3):
-        for name, url in servers.items():
-            with show.busy(
-                f"round {number}: many clients who ask for one short story after the other, {name}"
-            ):
-                seen[name].append(await scenes.talk(url, seconds=1))
-    figures = {name: scenes.talk_figures(observations) for name, observations in seen.items()}
-    for column in figures.values():
-        column["throughput_ratio"] = column["tokens_per_second"] / figures["04"]["tokens_per_second"]
-    with show.lanes("05: a story, until the engine is killed") as (lane,):
-        lane.begin()
-        figures["05"] |= await scenes.kill_engine(servers["05"], lane.on_token)
-    rows = scenes.TALK_ROWS | {"throughput_ratio": "tokens/s, of rung 04's"} | scenes.KILL_ROWS
-    show.conclude(rows, figures, *plots.of_latency(show.title, seen))
+def start(config: Config) -> None:
+    listener, engine = take_port(config), Engine(config)
+    serve(create_app(engine), listener, engine)
 
 
 def main() -> None:
     if sys.argv[1:2] == [AS_ENGINE]:
         run_engine(Path(sys.argv[2]))
-        return
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("05_async_scheduling.py"):
-        if options:
-            demo(config, options)
-        else:
-            listener = take_port(config)
-            engine = Engine(config)
-            serve_asgi(create_app(engine), listener, engine.stop, engine.start)
+    else:
+        run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ that something has happened, nor show a drawing while it is being drawn.
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
 import hashlib
@@ -42,21 +42,22 @@ import psutil
 from fastapi import Depends, FastAPI, Query, Request
 
 from ladder import import_rung
-from ladder.cli import DemoOptions, PredictionConfig, parse
+from ladder.cli import DemoOptions, PredictionConfig
 from ladder.errors import ServerStopping, Unavailable
 from ladder.lab import prediction_scenes as scenes
-from ladder.lab import show as demos
+from ladder.lab.show import Contender, Show
 from ladder.predict import wire
 from ladder.predict.coalescing import Coalescer, Places
 from ladder.predict.experiment import Books, add_books
 from ladder.predict.predictor import Outcome, Predictor, Rows
 from ladder.predict.registry import Registry, add_registry
-from ladder.web.http import EventStream, answer_errors_in_our_shape
+from ladder.web.http import EventStream, add_error_handlers
 from ladder.web.pages import Rung, add_page, describe
+from ladder.web.protocols import StreamingRung
 from ladder.web.schema import MAX_BODY_BYTES
-from ladder.web.server import serve_asgi, take_port
+from ladder.web.server import Lifecycle, serve, take_port
 
-rung_02 = import_rung("02_async_streaming")
+rung_02 = import_rung("02_async_streaming", StreamingRung)
 
 MAIN = "digits"
 """The model of the paths that name none."""
@@ -123,7 +124,7 @@ def arm_of(user_id: str, config: Config) -> str:
     return config.challenger if 100 * share < config.split else config.control
 
 
-class Engine:
+class Engine(Lifecycle):
     """Answers with the models of a registry. Only its worker thread runs them."""
 
     def __init__(self, config: Config) -> None:
@@ -169,14 +170,16 @@ class Engine:
         """Whether `predict` would have nothing to compute."""
         return cache_key(lease, wire.to_rows(lease.predictor, [features], "features")) in self.cache.entries
 
-    async def events(self, work: tuple[Lease, Rows, Places]) -> AsyncGenerator[wire.RowEvent]:
-        """One row after the other; whoever has left gets no further one computed."""
-        leased, rows, places = work
+    async def events(self, leased: Lease, rows: Rows, places: Places) -> AsyncGenerator[wire.RowEvent]:
+        """One row after the other; when the client disconnects, no further row is computed."""
         for index in range(len(rows)):
             if self.stopping:
                 raise ServerStopping
             (outcome,) = await self.coalescer.in_turn(leased.predictor, rows[index : index + 1], places)
             yield wire.RowEvent(index=index, prediction=outcome.prediction)
+
+    async def until_ready(self) -> None:
+        await self.registry.until_loaded()
 
     def stop(self) -> None:
         self.stopping = True
@@ -216,7 +219,7 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
 
     app = FastAPI(title=rung.title, lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
     app.state.engine = engine
-    answer_errors_in_our_shape(app)
+    add_error_handlers(app)
     add_page(app, rung, "page_models", *pages)
     add_registry(app, engine.registry)
     add_books(app, engine.books, MAIN, engine.config.split)
@@ -245,7 +248,7 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
         """Each row's index and prediction as soon as it is done. All are checked before the first is sent."""
         rows = wire.to_rows(leased.predictor, body.instances, "instances")
         places = engine.coalescer.reserve(len(rows))
-        return EventStream(rung_02.stream(engine, (leased, rows, places)), over=places.leave_all)
+        return EventStream(rung_02.stream(engine.events(leased, rows, places)), on_close=places.leave_all)
 
     @app.post("/predict/ab-test")
     async def predict_ab_test(body: wire.PredictionInput, user_id: wire.UserId) -> wire.ExperimentPrediction:
@@ -275,20 +278,19 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """Both versions side by side: what they know and cost, and what a change between them does."""
-    show = demos.Show("Rung 10: any model, in several versions, changed while it serves", config, options)
+    show = Show(__doc__, config, options)
     users = Counter(arm_of(f"user-{number}", config) for number in range(10_000))
-    with show.starting(("10_model_versions.py", config.flags())) as (url,):
+    with show.starting(Contender("10_model_versions.py", Config)) as (url,):
         asyncio.run(scenes.show_versions(show, url, users))
 
 
+def start(config: Config) -> None:
+    engine, listener = Engine(config), take_port(config)
+    serve(create_app(engine), listener, engine)
+
+
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("10_model_versions.py"):
-        if options:
-            demo(config, options)
-        else:
-            engine, listener = Engine(config), take_port(config)
-            serve_asgi(create_app(engine), listener, engine.stop, until_ready=engine.registry.until_loaded)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ What is still wrong: everything that is sent fits into one message; a video or a
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
 import json
@@ -41,17 +41,18 @@ from fastapi.sse import format_sse_event
 from starlette.websockets import WebSocket
 
 from ladder import import_rung
-from ladder.cli import DemoOptions, PredictionConfig, option, parse, seconds, whole_number
+from ladder.cli import DemoOptions, PredictionConfig, option, seconds, whole_number
 from ladder.lab import realtime_scenes
-from ladder.lab import show as demos
+from ladder.lab.show import Contender, Show
 from ladder.predict import wire
 from ladder.predict.monitor import Meter, Metered
 from ladder.predict.registry import Registry
 from ladder.predict.trainer import Trainer
 from ladder.web import websockets
+from ladder.web.guard import same_origin
 from ladder.web.http import EventStream
 from ladder.web.pages import describe
-from ladder.web.server import serve_asgi, take_port
+from ladder.web.server import Lifecycle, serve, take_port
 
 rung_10 = import_rung("10_model_versions")
 
@@ -69,7 +70,7 @@ class Config(PredictionConfig):
     ping_seconds: float = option(websockets.PING_SECONDS, "silence after which a client is tried", seconds)
 
     def allows(self, connection: Request | WebSocket) -> bool:
-        return websockets.same_origin(connection, self.origins)
+        return same_origin(connection, self.origins)
 
 
 class Connection:
@@ -208,7 +209,7 @@ class EventLog:
                 yield format_sse_event(comment="still here")  # proxies end what is silent
 
 
-class Engine:
+class Engine(Lifecycle):
     """Rung 10's engine, unchanged, and all that is connected to it."""
 
     def __init__(self, config: Config) -> None:
@@ -247,6 +248,9 @@ class Engine:
         else:
             await connection.unsent.put(answer)
 
+    async def until_ready(self) -> None:
+        await self.registry.until_loaded()
+
     def stop(self) -> None:
         self.predicting.stop()
         self.trainer.stop()
@@ -265,7 +269,7 @@ def create_app(engine: Engine) -> FastAPI:
     @router.get("/stream/events")
     async def events(last_event_id: Annotated[str | None, Header(max_length=100)] = None) -> EventStream:
         """What happens to the models, numbered, without end; a browser resumes it by itself."""
-        return EventStream(engine.log.follow(last_event_id), over=lambda: None)
+        return EventStream(engine.log.follow(last_event_id), on_close=lambda: None)
 
     @router.post("/train/stream")
     async def train(request: Request, epochs: Annotated[int, Query(ge=1, le=200)] = 20) -> EventStream:
@@ -282,20 +286,18 @@ def create_app(engine: Engine) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """The same predictions by plain HTTP, as server-sent events and over a WebSocket; then a crowd."""
-    show = demos.Show("Rung 11: server and client speak whenever they have something to say", config, options)
-    with show.starting(("11_realtime.py", config.flags())) as (url,):
+    show = Show(__doc__, config, options)
+    with show.starting(Contender("11_realtime.py", Config)) as (url,):
         asyncio.run(realtime_scenes.show_transports(show, url))
 
 
+def start(config: Config) -> None:
+    engine, listener = Engine(config), take_port(config)
+    serve(create_app(engine), listener, engine, websockets.settings(config.ping_seconds))
+
+
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("11_realtime.py"):
-        if options:
-            demo(config, options)
-        else:
-            engine, listener = Engine(config), take_port(config)
-            until_loaded, ping = engine.registry.until_loaded, config.ping_seconds
-            serve_asgi(create_app(engine), listener, engine.stop, None, until_loaded, ping)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

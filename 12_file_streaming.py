@@ -28,7 +28,7 @@ What is still wrong: the file goes through Python on its way from the disk to th
 
 from __future__ import annotations
 
-from ladder.script import errors_in_one_line  # before all else: it says why
+from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ from starlette.requests import ClientDisconnect
 from werkzeug.http import http_date, parse_accept_header
 
 from ladder import ROOT
-from ladder.cli import DemoOptions, ListenConfig, option, parse, whole_number
+from ladder.cli import DemoOptions, ListenConfig, option, whole_number
 from ladder.files.export import csv_pieces, gzip_pieces
 from ladder.files.folder import Folder, Listed, OpenFile, Stored, attachment, check_name
 from ladder.files.follow import Follower
@@ -55,12 +55,12 @@ from ladder.files.responses import FILE_HEADERS, answer_file_errors, not_modifie
 from ladder.files.uploads import BrokenOff, GivenId, KnownId, Transfer, Transfers, announced, body_of
 from ladder.files.watchers import Watchers
 from ladder.lab import file_scenes
-from ladder.lab import show as demos
+from ladder.lab.show import Show
 from ladder.web.access_log import AccessLog
 from ladder.web.guard import guard
 from ladder.web.http import EventStream, Stream, portions
 from ladder.web.pages import add_page, describe
-from ladder.web.server import serve_asgi, take_port
+from ladder.web.server import Lifecycle, serve, take_port
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ RUNG = describe(__file__, __doc__)
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(Lifecycle):
     """Moves bytes between files and clients. Only worker threads touch the disk, never the event loop."""
 
     def __init__(self, config: Config) -> None:
@@ -264,13 +264,13 @@ def create_app(engine: Engine) -> FastAPI:
         if parse_accept_header(request.headers.get("accept-encoding"))["gzip"]:
             pieces, headers["Content-Encoding"] = gzip_pieces(pieces), "gzip"
         media_type = "text/csv; charset=utf-8"
-        return Stream(engine.moved_on(pieces), over=pieces.close, media_type=media_type, headers=headers)
+        return Stream(engine.moved_on(pieces), on_close=pieces.close, media_type=media_type, headers=headers)
 
     @app.get("/logs/stream")
     async def logs(last: Annotated[int, Query(ge=0, le=1000)] = 20) -> EventStream:
         """The server's log as it is written, beginning with its last lines."""
         log = await anyio.to_thread.run_sync(Follower, engine.log, last, limiter=engine.log_threads)
-        return engine.watchers.stream(log.events(engine.log_threads), over=log.close)
+        return engine.watchers.stream(log.events(engine.log_threads), log.close)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -283,18 +283,17 @@ def create_app(engine: Engine) -> FastAPI:
 
 def demo(config: Config, options: DemoOptions) -> None:
     """The same file from servers that read it in different ways: memory, first byte, speed, /health."""
-    file_scenes.compare(demos.Show("Rung 12: bytes stream in and out, a piece at a time", config, options))
+    file_scenes.compare(Show(__doc__, config, options))
+
+
+def start(config: Config) -> None:
+    listener = take_port(config)
+    engine = Engine(config)
+    serve(create_app(engine), listener, engine)
 
 
 def main() -> None:
-    config, options = parse(Config, __doc__)
-    with errors_in_one_line("12_file_streaming.py"):
-        if options:
-            demo(config, options)
-        else:
-            listener = take_port(config)
-            engine = Engine(config)
-            serve_asgi(create_app(engine), listener, engine.stop)
+    run_rung(__file__, __doc__, Config, start, demo)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.products import LAYERS, SHAPES, make_layers
-from benchmarks.products import seconds as seconds_of_products
+from benchmarks.products import LAYERS, SHAPES, make_layers, seconds as seconds_of_products
 from benchmarks.results_file import RESULTS, write_result
 from ladder.cli import whole_number
 from ladder.llm import linear

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.results_file import RESULTS, write_result
 from ladder import import_rung
 from ladder.cli import DTYPES, EngineConfig
-from ladder.engine.messages import Job
+from ladder.engine.messages import EngineRequest
 from ladder.llm.loading import Model, load_model
 from ladder.llm.sampling import SamplingSettings
 from training import corpus
@@ -45,9 +45,9 @@ def exact_answers(model: Model, documents: Sequence[Document]) -> list[bool]:
     expected = {}
     for number, document in enumerate(documents):
         prompt, expected[number] = tokens_of(model, document)
-        core.handle(Job(number, prompt, len(expected[number]), SamplingSettings(), model.stop_ids))
+        core.handle(EngineRequest(number, prompt, len(expected[number]), SamplingSettings(), model.stop_ids))
     given: dict[int, list[int]] = {number: [] for number in expected}
-    while core.works:
+    while core.states:
         for token in core.step().tokens:
             given[token.id].append(token.token_id)
     return [given[number] == expected[number] for number in expected]

@@ -34,7 +34,7 @@ from transformers import (
 
 from ladder import import_rung
 from ladder.cli import EngineConfig
-from ladder.engine.messages import Job
+from ladder.engine.messages import EngineRequest
 from ladder.llm.decoder import Architecture
 from ladder.llm.loading import DTYPES, RANDOM_SHAPES, RandomWeights, load_model, random_tokenizer
 from ladder.llm.sampling import SamplingSettings
@@ -52,8 +52,8 @@ def bare(model_name: str, dtype: str) -> Burst:
 
     def burst(prompts: list[list[int]], tokens: int) -> None:
         for number, prompt_ids in enumerate(prompts):
-            core.handle(Job(number, prompt_ids, tokens, SamplingSettings(), frozenset()))
-        while core.works:
+            core.handle(EngineRequest(number, prompt_ids, tokens, SamplingSettings(), frozenset()))
+        while core.states:
             core.step()
 
     return burst

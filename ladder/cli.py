@@ -7,7 +7,7 @@ and help text stand in one place, and the engine receives the same object that t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -59,19 +59,10 @@ class ListenConfig:
         """What a demo's figures are about, besides the rungs."""
         return {}
 
-    def flags(self) -> list[str]:
-        """The command line that gives a demo's own server the same settings."""
-        own = [
-            (item.name, getattr(self, item.name))
-            for item in fields(self)
-            if item.name not in ("host", "port")
-        ]
-        return [part for name, value in own for part in (f"--{name.replace('_', '-')}", str(value))]
-
 
 @dataclass(frozen=True)
 class ServerConfig(ListenConfig):
-    """The flags of every rung that serves a language model: 01 to 05."""
+    """The flags of every rung of the engine track, which serves a language model."""
 
     model: str = option("tiny", "tiny (bundled), a directory, a hub id, or random:SHAPE")
     dtype: str = option("auto", "auto is float32 on a CPU; int8 needs a CPU", choices=("auto", *DTYPES))
@@ -81,16 +72,10 @@ class ServerConfig(ListenConfig):
     def subject(self) -> dict[str, str]:
         return {"model": self.model}
 
-    def flags(self) -> list[str]:
-        """The command line that gives another rung the same model; for a demo's servers."""
-        names = ("model", "dtype", "device", "threads")
-        given = [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
-        return [part for name, value in given for part in (f"--{name}", str(value))]
-
 
 @dataclass(frozen=True)
 class EngineConfig(ServerConfig):
-    """The flags of an engine that decides at every step which requests share it: rungs 04 and 05."""
+    """The flags of an engine that schedules at every step: rungs 04 and 05."""
 
     max_batch: int = option(32, "requests that run at the same time", whole_number(1))
     max_queue: int = option(64, "requests that may wait; more are refused with 503", whole_number(1))
@@ -115,12 +100,23 @@ class PredictionConfig(ListenConfig):
     salt: str = option("1", "another one deals the users anew")
 
 
+NOT_PASSED_ON = ("host", "port")
+"""A demo's servers listen on this machine, each on a free port."""
+
+
 @dataclass(frozen=True)
 class DemoOptions:
-    """How the demo shows what it measured."""
+    """How the demo shows what it measured, and the flags that were given beside `--demo`."""
 
-    json: bool
-    plot: Path | None
+    json: bool = False
+    plot: Path | None = None
+    given: Mapping[str, object] = field(default_factory=dict)
+
+    def flags(self, known: type[ListenConfig]) -> list[str]:
+        """The given flags that a server with this configuration knows, for its command line."""
+        names = {item.name for item in fields(known)} - set(NOT_PASSED_ON)
+        passed_on = [(name, value) for name, value in self.given.items() if name in names]
+        return [word for name, value in passed_on for word in (flag_of(name), str(value))]
 
 
 C = TypeVar("C", bound=ListenConfig)
@@ -145,19 +141,23 @@ def parse(
     server = parser.add_argument_group("server")
     for item in fields(config_class):
         add_flag(server, item.name, item.default, item.metadata)
-    values = vars(parser.parse_args(arguments))
-    wanted, json, plot = values.pop("demo"), values.pop("json"), values.pop("plot")
+    given = vars(parser.parse_args(arguments))
+    wanted, json, plot = given.pop("demo"), given.pop("json"), given.pop("plot")
     if not wanted and (json or plot):
         parser.error("--json and --plot belong to --demo")
-    return config_class(**values), DemoOptions(json, plot) if wanted else None
+    return config_class(**given), DemoOptions(json, plot, given) if wanted else None
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def add_flag(group: Any, name: str, default: Any, metadata: Any) -> None:
     shown = "" if default is None else f" (default: {'none' if default == '' else default})"
     group.add_argument(
-        f"--{name.replace('_', '-')}",
+        flag_of(name),
         type=metadata["check"],
-        default=default,
+        default=argparse.SUPPRESS,  # only given flags are parsed; the configuration has the defaults
         choices=metadata["choices"],
         metavar=None if metadata["choices"] else name.split("_")[-1].upper(),
         help=metadata["help"] + shown,

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from ladder.lab.client import clock
     from ladder.lab.looks import COLOURS, STYLE
     from ladder.llm.loading import Model, load_model
-    from ladder.web.protocol import StreamingEngine
+    from ladder.web.protocols import StreamingEngine
     from ladder.web.schema import GenerateRequest, TokenEvent
 
 warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does rich

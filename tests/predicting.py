@@ -23,6 +23,7 @@ from ladder.predict.predictor import (
     load_predictor,
     read_index,
 )
+from ladder.web import websockets
 from tests.support import Server, eventually, serving
 
 TRAIN, HELD_OUT = load_digits()
@@ -65,10 +66,12 @@ class Hold:
 
 
 @contextmanager
-def engine_serving(rung: ModuleType, **settings: Any) -> Iterator[tuple[Any, Server]]:
+def engine_serving(rung: ModuleType, **flags: Any) -> Iterator[tuple[Any, Server]]:
     """The rung's engine in this process, behind a real server that is ready."""
-    engine = rung.Engine(rung.Config(**settings))
-    with serving(rung.create_app(engine), engine.stop) as server:
+    engine = rung.Engine(rung.Config(**flags))
+    pings = getattr(engine.config, "ping_seconds", None)
+    settings = websockets.settings(pings) if pings else None
+    with serving(rung.create_app(engine), engine, settings) as server:
         with ThreadPoolExecutor(1) as apart:  # in a test of a page, this thread has an event loop already
             apart.submit(asyncio.run, until_ready(server)).result()
         yield engine, server

@@ -34,7 +34,7 @@ from ladder.lab.client import DONE, Client, Measurement
 from ladder.lab.launch import RungProcess
 from ladder.llm.decoder import Decoder, KVCache
 from ladder.llm.loading import BUNDLED, Model
-from ladder.web.server import ReadyServer, listen
+from ladder.web.server import Lifecycle, ReadyServer, WebSocketSettings, listen
 from ladder.web.sse import Event, EventParser
 
 ENGINE_TRACK = ("01", "09")
@@ -268,11 +268,11 @@ def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
 
 
 @contextmanager
-def serving(app: FastAPI, stop_engine: Callable[[], None], **settings: Any) -> Iterator[Server]:
+def serving(app: FastAPI, engine: Lifecycle, websockets: WebSocketSettings | None = None) -> Iterator[Server]:
     """An ASGI app behind a real uvicorn in this process, for engines that a test has tampered with."""
     listener = listen("127.0.0.1", 0)
     host, port = listener.getsockname()
-    server = ReadyServer(app, listener, stop_engine, **settings)
+    server = ReadyServer(app, listener, engine, websockets)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

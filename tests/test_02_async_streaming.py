@@ -160,7 +160,7 @@ def test_a_client_that_left_before_its_turn_costs_no_more_than_a_step(endless_mo
 def test_a_client_that_never_reads_is_dropped_and_its_state_freed(
     endless_model: Model, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
-    monkeypatch.setattr(EventStream, "patience", 0.05)
+    monkeypatch.setattr(EventStream, "send_timeout", 0.05)
     passes = Passes()
     engine = engine_over(endless_model, passes)
 
@@ -191,7 +191,7 @@ def test_a_producer_that_times_out_is_not_taken_for_a_client_that_never_reads(
         return None
 
     with pytest.raises(TimeoutError, match="the disk does not answer"):
-        asyncio.run(EventStream(pieces(), over=lambda: ended.append("over")).stream_response(send))
+        asyncio.run(EventStream(pieces(), on_close=lambda: ended.append("over")).stream_response(send))
     assert ended == ["over"]
     assert caplog.messages == []
 
@@ -216,7 +216,7 @@ def test_beside_a_client_that_never_reads_others_are_served(endless_model: Model
 @pytest.mark.parametrize("step", [1, 2, 6])
 def test_a_stream_that_breaks_ends_in_one_error_event(endless_model: Model, step: int) -> None:
     engine = engine_over(endless_model, Passes(fail_at=step))
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6, stream=True)
         assert answer.status == 200
         assert [event.name for event in answer.events()] == ["message"] * (step - 1) + ["error"]
@@ -228,7 +228,7 @@ def test_a_stream_that_breaks_ends_in_one_error_event(endless_model: Model, step
 @pytest.mark.parametrize("step", [1, 2, 6])
 def test_a_whole_answer_that_breaks_is_a_500_that_says_the_same(endless_model: Model, step: int) -> None:
     engine = engine_over(endless_model, Passes(fail_at=step))
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6)
         assert answer.status == 500
         assert answer.json() == {"error": {"type": "RuntimeError", "message": "the model broke"}}
@@ -250,7 +250,7 @@ def test_the_neighbours_of_a_request_that_breaks_are_untouched(endless_model: Mo
                 *(client.generate(**greedy, stream=number % 2 == 0) for number in range(4))
             )
 
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         answers = asyncio.run(four(server.url))
         alone = server.generate(**greedy).json()
     broken = [answer for answer in answers if not answer.done]
@@ -267,7 +267,7 @@ def test_two_requests_take_turns_step_by_step(endless_model: Model) -> None:
 
     def noted(sequence: Any) -> Any:
         for event in tokens(sequence):
-            order.append(sequence.job.max_tokens)
+            order.append(sequence.request.max_tokens)
             yield event
 
     engine.tokens = noted
@@ -292,7 +292,7 @@ def test_health_is_answered_between_the_steps_of_a_stream(endless_model: Model) 
         async with Client(url) as client, long_stream(client):
             return [await client.health() for _ in range(5)]
 
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         seen = asyncio.run(look(server.url))
     assert all(health["running"] == 1 for health in seen)
     steps = [health["steps"] for health in seen]

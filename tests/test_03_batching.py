@@ -106,7 +106,7 @@ def test_a_full_queue_refuses_at_once_while_streams_go_on(script: str, endless: 
 
 def test_what_breaks_a_pass_fails_its_batch_and_the_next_one_is_served(bundled: Model) -> None:
     engine = rung.Engine(watched(bundled, Passes(fail_at=3)), rung.Config(max_wait_ms=0))
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6, stream=True)
         assert len(answer.tokens()) == 2
         assert answer.error() == {"type": "RuntimeError", "message": "the model broke"}

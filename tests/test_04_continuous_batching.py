@@ -8,13 +8,12 @@ from collections.abc import Sequence as Rows
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import ladder.engine.runner
 from ladder.cli import EngineConfig
-from ladder.engine.messages import Abort, Job, Update
-from ladder.engine.runner import Step, Work
+from ladder.engine.messages import Abort, EngineRequest, Update
+from ladder.engine.runner import ForwardPass, Slots
 from ladder.errors import UserError
 from ladder.lab.client import Client
 from ladder.llm.loading import Model
@@ -36,13 +35,13 @@ SCRIPT = "04_continuous_batching.py"
 rung = import_rung(SCRIPT)
 
 
-def job(number: int, prompt: int, tokens: int) -> Job:
-    return Job(number, list(range(1, prompt + 1)), tokens, SamplingSettings(), frozenset())
+def request(number: int, prompt: int, tokens: int) -> EngineRequest:
+    return EngineRequest(number, list(range(1, prompt + 1)), tokens, SamplingSettings(), frozenset())
 
 
-jobs = st.tuples(st.integers(1, 60), st.integers(1, 12))
+requests = st.tuples(st.integers(1, 60), st.integers(1, 12))
 actions = st.one_of(
-    st.tuples(st.just("arrive"), jobs),
+    st.tuples(st.just("arrive"), requests),
     st.tuples(st.just("leave"), st.integers(0, 30)),
     st.tuples(st.just("fail"), st.integers(0, 3)),
     st.tuples(st.just("step"), st.none()),
@@ -53,22 +52,20 @@ class Simulation:
     """A scheduler over slots that are only looked at: who holds which, and what each has had."""
 
     def __init__(self, max_batch: int, kv_tokens: int, prefill_chunk: int) -> None:
-        self.scheduler = rung.Scheduler(
-            max_batch, context=256, kv_tokens=kv_tokens, prefill_chunk=prefill_chunk
-        )
+        self.scheduler = rung.Scheduler(Slots(kv_tokens, context=256), max_batch, prefill_chunk)
         self.admitted: list[int] = []
         self.ended: dict[int, int] = {}
-        self.alive: dict[int, Work] = {}
+        self.alive: dict[int, Any] = {}
 
     def arrive(self, prompt: int, tokens: int) -> None:
-        work = Work(job(len(self.alive) + len(self.ended), prompt, tokens))
-        self.alive[work.job.id] = work
-        self.scheduler.waiting.append(work)
+        state = rung.RequestState(request(len(self.alive) + len(self.ended), prompt, tokens))
+        self.alive[state.request.id] = state
+        self.scheduler.waiting.append(state)
 
-    def end(self, work: Work) -> None:
-        self.scheduler.remove(work)
-        del self.alive[work.job.id]
-        self.ended[work.job.id] = self.ended.get(work.job.id, 0) + 1
+    def end(self, state: Any) -> None:
+        self.scheduler.remove(state)
+        del self.alive[state.request.id]
+        self.ended[state.request.id] = self.ended.get(state.request.id, 0) + 1
 
     def step(self, fail: int | None = None) -> None:
         step = self.scheduler.schedule()
@@ -76,28 +73,37 @@ class Simulation:
         if step is None:
             assert not self.alive
             return
-        self.admitted += [w.job.id for w in self.scheduler.running if w.job.id not in self.admitted]
-        if step.pieces:
-            assert len(step.works) * max(map(len, step.pieces)) <= max(self.scheduler.prefill_chunk, 1)
-        for work, piece in zip(step.works, step.pieces or [[]] * len(step.works), strict=True):
-            assert piece == work.job.prompt_ids[work.read : work.read + len(piece)]
-            work.read += len(piece)
-            if not work.unread:
-                work.token_ids.append(0)
-        for place, work in enumerate(list(step.works)):
-            if place == fail or (work.token_ids and work.job.finish_reason(work.token_ids)):
-                self.end(work)
+        running = [state.request.id for state in self.scheduler.running]
+        self.admitted += [number for number in running if number not in self.admitted]
+        chunks = [row.new_tokens for row in step.rows]
+        if step.kind == "prefill":
+            assert len(chunks) * max(map(len, chunks)) <= max(self.scheduler.prefill_chunk, 1)
+        ended = []
+        for place, row in enumerate(step.rows):
+            state = self.alive[row.request.id]
+            assert row.slot == state.slot
+            assert row.wasted == (step.kind == "decode" and state.to_prefill > 0)
+            if step.kind == "prefill":
+                start = state.prefilled
+                assert row.new_tokens == row.request.prompt_ids[start : start + len(row.new_tokens)]
+                state.prefilled += len(row.new_tokens)
+            finished = not state.to_prefill and state.append(0).finish_reason
+            if place == fail or finished:
+                ended.append(state)
+        for state in ended:
+            self.end(state)
         self.check()
 
     def check(self) -> None:
         scheduler = self.scheduler
-        assert [work.slot for work in scheduler.running] == list(range(len(scheduler.running)))
-        assert {work.job.id for work in [*scheduler.running, *scheduler.waiting]} == set(self.alive)
+        assert [state.slot for state in scheduler.running] == list(range(len(scheduler.running)))
+        held = {state.request.id for state in [*scheduler.running, *scheduler.waiting]}
+        assert held == set(self.alive)
         assert len(scheduler.running) + len(scheduler.waiting) == len(self.alive)
         assert len(scheduler.running) <= scheduler.max_batch
-        assert len(scheduler.running) <= scheduler.slots
-        assert all(work.job.size <= scheduler.slot_size for work in scheduler.running)
-        assert scheduler.slots * scheduler.slot_size <= scheduler.kv_tokens
+        assert len(scheduler.running) <= scheduler.slots.count
+        assert all(state.request.size <= scheduler.slots.size for state in scheduler.running)
+        assert scheduler.slots.count * scheduler.slots.size <= scheduler.slots.tokens
         assert self.admitted == sorted(self.admitted)  # first come, first served
 
 
@@ -125,11 +131,11 @@ def core_over(model: Model, **settings: Any) -> Any:
     return rung.EngineCore(model, EngineConfig(**settings))
 
 
-def run(core: Any, *commands: Job | Abort) -> list[Update]:
+def run(core: Any, *commands: EngineRequest | Abort) -> list[Update]:
     for command in commands:
         core.handle(command)
     updates = []
-    while core.works:
+    while core.states:
         updates.append(core.step())
     return updates
 
@@ -142,8 +148,8 @@ def tokens_of(updates: list[Update]) -> dict[int, list[int]]:
     return tokens
 
 
-def real_job(model: Model, number: int, prompt: str, tokens: int) -> Job:
-    return Job(number, model.tokenizer.encode(prompt), tokens, SamplingSettings(), model.stop_ids)
+def real_request(model: Model, number: int, prompt: str, tokens: int) -> EngineRequest:
+    return EngineRequest(number, model.tokenizer.encode(prompt), tokens, SamplingSettings(), model.stop_ids)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 256])
@@ -155,18 +161,18 @@ def test_joins_leaves_pieces_and_new_slot_sizes_change_no_token(
     chance = random.Random(chunk * memory)
     core = core_over(bundled, max_batch=4, kv_memory=memory, prefill_chunk=chunk)
     waiting = [
-        real_job(bundled, number, PROMPTS[number % len(PROMPTS)], chance.choice([1, 5, 24, 60]))
+        real_request(bundled, number, PROMPTS[number % len(PROMPTS)], chance.choice([1, 5, 24, 60]))
         for number in range(16)
     ]
     asked = {one.id: one for one in waiting if one.size <= core.context}
     waiting = list(asked.values())
     tokens: dict[int, list[int]] = {}
     left: set[int] = set()
-    while waiting or core.works:
+    while waiting or core.states:
         if waiting and chance.random() < 0.3:
             core.handle(waiting.pop(0))
-        if core.works and chance.random() < 0.05:
-            number = chance.choice(sorted(core.works))
+        if core.states and chance.random() < 0.05:
+            number = chance.choice(sorted(core.states))
             left.add(number)
             core.handle(Abort(number))
         if update := core.step():
@@ -188,13 +194,13 @@ def test_who_breaks_a_pass_fails_alone(bundled: Model, oracle: Oracle, kind: str
             raise RuntimeError("the model broke")
 
     core = core_over(watched(bundled, before), max_batch=8)
-    asked = [real_job(bundled, number, PROMPTS[number], 12) for number in range(4)]
+    asked = [real_request(bundled, number, PROMPTS[number], 12) for number in range(4)]
     for one in asked:
         core.handle(one)
     if kind == "prefill":
         poisoned.append(1)
     updates: list[Update] = []
-    while core.works:
+    while core.states:
         if kind == "decode" and len(updates) == 6:
             poisoned.append(1)
         updates.append(core.step())
@@ -212,10 +218,10 @@ def test_who_breaks_a_pass_fails_alone(bundled: Model, oracle: Oracle, kind: str
 
 def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> None:
     core = core_over(bundled, prefill_chunk=16)
-    core.handle(real_job(bundled, 0, STORY, 60))
+    core.handle(real_request(bundled, 0, STORY, 60))
     while not core.step().tokens:
         pass
-    core.handle(job(1, 200, 4))
+    core.handle(request(1, 200, 4))
     kinds: list[list[int]] = []
     while [1] not in kinds:
         kinds.append([token.id for token in core.step().tokens])
@@ -224,21 +230,20 @@ def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> Non
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["below who writes", "above who writes"])
 def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
-    bundled: Model, leaves: bool
+    bundled: Model, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Below a slot that writes, a prompt's row takes part in passes for tokens, which are not for it."""
+    monkeypatch.setattr(rung, "milliseconds_since", lambda _: 1.0)
     core = core_over(bundled, prefill_chunk=16)
-    execute = core.runner.execute
-    core.runner.execute = lambda step: (execute(step)[0], 1.0)
     for number in (0, 1):
-        core.handle(job(number, 10, 60))
+        core.handle(request(number, 10, 60))
     while not core.step().tokens:
         pass
-    core.handle(job(2, 160, 4))
+    core.handle(request(2, 160, 4))
     core.step()
     if leaves:
         core.handle(Abort(0))  # and the last one, whose prompt is being read, moves into its slot
-        assert core.works[2].slot < core.works[1].slot
+        assert core.states[2].slot < core.states[1].slot
     tokens: list[Any] = []
     while not tokens:
         tokens = [token for token in core.step().tokens if token.id == 2]
@@ -248,8 +253,13 @@ def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
 def test_the_oldest_is_not_overtaken_by_shorter_ones(bundled: Model) -> None:
     """The first in the queue needs more room than is free; the small ones behind it wait too."""
     core = core_over(bundled, max_batch=4, kv_memory=1)  # one MiB: 256 tokens
-    size = core.scheduler.kv_tokens
-    first, large, *small = (job(0, 10, 5), job(1, size - 40, 20), job(2, 10, 5), job(3, 10, 5))
+    size = core.scheduler.slots.tokens
+    first, large, *small = (
+        request(0, 10, 5),
+        request(1, size - 40, 20),
+        request(2, 10, 5),
+        request(3, 10, 5),
+    )
     updates = run(core, first, large, *small)
     ends = [token.id for update in updates for token in update.tokens]
     assert max(place for place, one in enumerate(ends) if one == 0) < ends.index(1)
@@ -336,7 +346,7 @@ def test_memory_can_be_cut_into_slots_of_any_length(bundled: Model, oracle: Orac
     prompt = bundled.tokenizer.encode(STORY)
     sizes = [20, context, 60, context // 2, context, 20]
     asked = [
-        Job(number, prompt, size - len(prompt), SamplingSettings(), bundled.stop_ids)
+        EngineRequest(number, prompt, size - len(prompt), SamplingSettings(), bundled.stop_ids)
         for number, size in enumerate(sizes)
     ]
     tokens = tokens_of(run(core, *asked))
@@ -357,7 +367,7 @@ def test_a_pass_that_breaks_after_it_has_written_is_begun_anew(
 
     monkeypatch.setattr(ladder.engine.runner, "sample", breaking)
     core = core_over(bundled, max_batch=4)
-    asked = [real_job(bundled, number, PROMPTS[number], 12) for number in range(4)]
+    asked = [real_request(bundled, number, PROMPTS[number], 12) for number in range(4)]
     updates = run(core, *asked)
     assert [update.failures for update in updates if update.failures] == []
     tokens = tokens_of(updates)
@@ -371,13 +381,14 @@ def test_nobody_waits_for_an_engine_that_cannot_schedule(bundled: Model) -> None
     schedule = engine.core.scheduler.schedule
     steps = iter(range(10**6))
 
-    def broken() -> Step | None:
+    def broken() -> ForwardPass | None:
         if next(steps) == 5:
             raise RuntimeError("the scheduler broke")
-        return schedule()  # type: ignore[no-any-return]
+        following: ForwardPass | None = schedule()
+        return following
 
     engine.core.scheduler.schedule = broken
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         failed = server.generate(STORY, max_tokens=60)
         assert (failed.status, failed.json()["error"]["type"]) == (500, "RuntimeError")
         assert len(server.generate(STORY, max_tokens=20, stream=True).tokens()) == 20

@@ -16,7 +16,17 @@ import msgspec
 import pytest
 
 from ladder.engine.channel import encode, read_command, read_report
-from ladder.engine.messages import Abort, Beat, Failed, Job, Ready, Status, Token, Unusable, Update
+from ladder.engine.messages import (
+    Abort,
+    EngineRequest,
+    Failed,
+    Heartbeat,
+    Ready,
+    Status,
+    Token,
+    Unusable,
+    Update,
+)
 from ladder.lab.client import Client, Measurement
 from ladder.lab.launch import RungProcess
 from ladder.llm.sampling import SamplingSettings
@@ -195,7 +205,7 @@ def test_a_pause_of_the_web_side_is_no_silence_of_the_engine(server: RungServer)
     """A laptop that slept, or a loop that was busy: what the engine has said meanwhile is read first."""
     before = server.health()["engine_pid"]
     os.kill(server.process.pid, signal.SIGSTOP)
-    time.sleep(2 * rung.SILENCE_SECONDS)
+    time.sleep(2 * rung.HEARTBEAT_TIMEOUT)
     os.kill(server.process.pid, signal.SIGCONT)
     assert len(server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
     after = server.health()
@@ -214,22 +224,22 @@ def test_aborts_reach_the_engine(server: RungServer) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Job(1, [1, 2], 3, SamplingSettings(0.5, 0.9, 2**64 - 1), frozenset([0])),
+        EngineRequest(1, [1, 2], 3, SamplingSettings(0.5, 0.9, 2**64 - 1), frozenset([0])),
         Abort(7),
         Update([Token(1, 5, 2.5)], [Failed(2, "ValueError", "ü")], [3], Status(1, 2, 3)),
         Ready(1, "tiny", 1024, frozenset(), "{}", Status()),
         Unusable("no"),
-        Beat("loading"),
+        Heartbeat("loading"),
     ],
     ids=lambda message: type(message).__name__,
 )
 def test_messages_arrive_as_they_were_sent(message: Any) -> None:
-    read: Any = read_command if isinstance(message, Job | Abort) else read_report
+    read: Any = read_command if isinstance(message, EngineRequest | Abort) else read_report
     assert read(encode(message)) == message
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x80", encode({"type": "Job", "id": "x"}), b"cos\nsystem\n(S'true'\ntR."]
+    "data", [b"", b"\x80", encode({"type": "EngineRequest", "id": "x"}), b"cos\nsystem\n(S'true'\ntR."]
 )
 def test_anything_else_is_no_message(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):

@@ -628,7 +628,7 @@ def test_a_server_that_loads_is_alive_but_not_ready() -> None:
         return read()
 
     version.read = slow_read
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         assert server.health()["status"] == "ok"
         assert server.request("GET", "/ready").status == 503
         refused = post(server, "/predict", {"features": ROW})

@@ -17,6 +17,7 @@ import pytest
 from ladder.lab.client import Client, read_events
 from ladder.lab.realtime_scenes import handshake, silent_client
 from ladder.predict.monitor import Meter
+from ladder.web import websockets
 from ladder.web.sse import Event
 from ladder.web.websockets import MAX_MESSAGE_BYTES, WebSocketProtocol
 from tests.predicting import HELD_OUT, IMAGES, ROW, Hold, engine_serving, expected, watch
@@ -157,7 +158,7 @@ def flood(kind: int, content: bytes) -> None:
     """From a client that never reads, until it is dropped."""
     engine = rung.Engine(rung.Config())
     with (
-        serving(rung.create_app(engine), engine.stop, ping_seconds=0.5) as server,
+        serving(rung.create_app(engine), engine, websockets.settings(0.5)) as server,
         silent_client(server.url, "/ws/predict") as connection,
         suppress(ConnectionError),
     ):

@@ -62,7 +62,7 @@ def engine_over(folders: Path, **settings: Any) -> Any:
 def serving_from(folders: Path, **settings: Any) -> Iterator[Server]:
     """A server in this process, of which a test may change a part."""
     engine = engine_over(folders, **settings)
-    with serving(rung.create_app(engine), engine.stop) as server:
+    with serving(rung.create_app(engine), engine) as server:
         yield server
 
 
@@ -142,7 +142,7 @@ def make_large(folders: Path, size: int = 64 * MIB) -> None:
 def test_the_connection_of_a_client_that_never_reads_is_ended(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stream, "patience", 0.05)
+    monkeypatch.setattr(Stream, "send_timeout", 0.05)
     monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
     make_large(own_folders)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
@@ -185,7 +185,7 @@ def test_what_is_sent_at_once_does_not_grow_with_what_is_read_at_once(own_folder
 def test_a_player_that_has_paused_for_too_long_goes_on_with_a_range(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stream, "patience", 0.05)
+    monkeypatch.setattr(Stream, "send_timeout", 0.05)
     monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
     large = own_folders / "videos" / "large.bin"
     large.write_bytes(os.urandom(MIB) * 32)

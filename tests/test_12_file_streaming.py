@@ -25,8 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from werkzeug.http import parse_options_header
 
 from ladder.files.folder import attachment

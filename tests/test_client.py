@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ladder.lab.client import Client, Completions, Measurement, take_answer, take_event
 from ladder.stats import median, percentile

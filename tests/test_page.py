@@ -23,6 +23,7 @@ from benchmarks.screenshots import PICTURES, SHARPNESS, WIDTH, take
 from ladder.llm.loading import Model, load_model
 from ladder.web.pages import MOST_CLIENTS
 from ladder.web.schema import GenerateRequest, Health, TokenEvent
+from ladder.web.server import Lifecycle
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
 from tests.support import (
     QUESTION,
@@ -152,7 +153,7 @@ def test_rung_01_flatlines_while_it_generates(bundled: Model, open_page: Open) -
 def test_rung_02_answers_while_it_generates(bundled: Model, open_page: Open) -> None:
     gate = Gate()
     engine = rung_02.Engine(watched(bundled, gate))
-    with serving(rung_02.create_app(engine), engine.stop) as server:
+    with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
         ask(page, 1, QUESTION)
         gate.reached.wait(timeout=60)
@@ -220,7 +221,7 @@ def test_a_page_that_is_loaded_again_leaves_no_work_behind(
 
 def test_the_error_of_one_client_is_shown_and_the_others_go_on(endless_model: Model, open_page: Open) -> None:
     engine = rung_02.Engine(watched(endless_model, Passes(fail_at=20)))
-    with serving(rung_02.create_app(engine), engine.stop) as server:
+    with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
         ask(page, 3, max_tokens=30)
         expect(lanes(page, "done")).to_have_count(2)
@@ -253,7 +254,7 @@ def test_an_answer_that_breaks_off_is_no_text(pool: ServerPool, open_page: Open)
 MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b>"
 
 
-class Injector:
+class Injector(Lifecycle):
     """An engine whose model writes HTML."""
 
     def submit(self, request: GenerateRequest) -> Any:
@@ -265,15 +266,13 @@ class Injector:
 
     def abort(self, _sequence: Any) -> None: ...
 
-    def stop(self) -> None: ...
-
     def health(self) -> Health:
         return Health(rung="02", model=MARKUP, running=0, waiting=0, steps=0, tokens=0, pid=1)
 
 
 def test_what_the_model_writes_is_text_and_never_markup(open_page: Open) -> None:
     engine = Injector()
-    with serving(rung_02.create_app(engine), engine.stop) as server:
+    with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
         ask(page, 2, MARKUP)
         expect(lanes(page, "done")).to_have_count(2)

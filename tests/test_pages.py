@@ -12,8 +12,15 @@ import pytest
 
 from ladder.lab.client import Client, read_events
 from ladder.web.pages import FOLDER, MOST_CLIENTS
-from tests.support import QUESTION, STORY, Answer, RungServer, ServerPool, import_rung
-from tests.support import SCRIPTS as RUNG_SCRIPTS
+from tests.support import (
+    QUESTION,
+    SCRIPTS as RUNG_SCRIPTS,
+    STORY,
+    Answer,
+    RungServer,
+    ServerPool,
+    import_rung,
+)
 
 SCRIPTS = sorted(f"/page/{file.name}" for file in FOLDER.glob("*.js"))
 

@@ -37,6 +37,7 @@ from benchmarks.scenarios import (
 from ladder import ROOT
 from ladder.lab.client import Client, Measurement
 from ladder.llm.loading import Model
+from ladder.web.server import Lifecycle
 from tests.support import RUNGS, ServerPool, one_line, run_python, serving
 
 CONTINUOUS = "04_continuous_batching.py"
@@ -92,7 +93,7 @@ def stub_app() -> FastAPI:
 
 @pytest.fixture(scope="module")
 def stub_url(stub_app: FastAPI) -> Iterator[str]:
-    with serving(stub_app, lambda: None) as server:
+    with serving(stub_app, Lifecycle()) as server:
         yield f"{server.url}/v1/completions"
 
 

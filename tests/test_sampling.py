@@ -11,8 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 from torch import Tensor
 
 from ladder.llm.loading import Model
@@ -143,7 +142,7 @@ def test_the_steps_of_one_request_are_independent_draws() -> None:
 def test_a_request_draws_anew_for_every_token(bundled: Model) -> None:
     sequence = Sequence(bundled, GenerateRequest(prompt="a", temperature=1.0, seed=1, max_tokens=20))
     while not sequence.finish_reason:
-        sequence.append(sample_one(sequence, torch.zeros(1, 1024)), 0.0)
+        sequence.append(sample_one(sequence, torch.zeros(1, 1024), started=0.0))
     assert len(set(sequence.token_ids)) > 10
 
 

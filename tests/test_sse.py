@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import pytest
 from fastapi.sse import format_sse_event
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from ladder.web.sse import Event, EventParser
 

@@ -10,10 +10,8 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models
-from tokenizers import Tokenizer as Backend
+from hypothesis import given, settings, strategies as st
+from tokenizers import AddedToken, Tokenizer as Backend, decoders, models
 
 from ladder.llm.loading import BUNDLED
 from ladder.llm.text import Tokenizer, byte_level_alphabet, byte_level_bytes

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from sklearn.datasets import load_diabetes
-from sklearn.datasets import load_digits as scikit_digits
+from sklearn.datasets import load_diabetes, load_digits as scikit_digits
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import train_test_split
 

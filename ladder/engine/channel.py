@@ -1,7 +1,7 @@
-"""A process that talks with the one that started it, over sockets that nobody else can open.
+"""The channel between a process and the one that started it, over sockets that no other user can open.
 
-The sockets are files in a directory that belongs to this user alone. Messages are msgpack, read only as the
-types that were agreed: a pickle would run whatever code its sender likes.
+The sockets are files in a directory that belongs to this user alone. Messages are msgpack and are read only
+as the agreed types: a pickle would run whatever code its sender likes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ladder.engine.messages import Beat, Command, Report, Start
+from ladder.engine.messages import Command, Heartbeat, Report, Start
 
-BEAT_SECONDS = 0.25
+HEARTBEAT_SECONDS = 0.25
 
 encode = msgspec.msgpack.Encoder().encode
+read_start: Callable[[bytes], Start] = msgspec.msgpack.Decoder(Start).decode
 read_command: Callable[[bytes], Command] = msgspec.msgpack.Decoder(Command).decode
 read_report: Callable[[bytes], Report] = msgspec.msgpack.Decoder(Report).decode
 
@@ -35,76 +36,60 @@ def endpoint(directory: Path, name: str) -> str:
 
 
 class ChildProcess:
-    """The side of the process that starts the other one; it lives in the event loop."""
+    """The side of the process that started the other one. It lives in the event loop."""
 
-    def __init__(self, *command: str) -> None:
-        self._command = command
-        self._given_back = ExitStack()  # what is held, to be given back at the end
-        self._heard = 0.0
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reports: zmq.asyncio.Socket,
+        commands: zmq.Socket[bytes],
+        resources: ExitStack,
+    ) -> None:
+        self._process = process
+        self._reports = reports
+        self._commands = commands
+        self._resources = resources  # what `end` gives back
 
-    async def follow(self, first: Start, take: Callable[[Report], None], silence: float) -> str:
-        """Run the command and pass on every report until it is dead or silent or babbles; return which."""
-        try:
-            process = await self._start()
-        except (OSError, zmq.ZMQError) as error:
-            return f"cannot be started: {error}"
-        self.tell(first)
-        listening = asyncio.create_task(self._listen(take))
-        dying = asyncio.create_task(process.wait())
-        try:
-            while not (listening.done() or dying.done()):
-                asked = time.monotonic()
-                await asyncio.wait(
-                    {listening, dying}, timeout=silence / 6, return_when=asyncio.FIRST_COMPLETED
-                )
-                now = time.monotonic()
-                if self._heard and now - asked > silence / 2:
-                    self._heard = (
-                        now  # it was we who slept: what the process said meanwhile is still to be read
-                    )
-                if self._heard and now - self._heard > silence:
-                    return f"has said nothing for {silence:g} s"
-            if listening.done():
-                return f"has sent what cannot be used: {listening.exception()!r}"
-            return f"has ended with status {dying.result()}"
-        finally:
-            listening.cancel()
-            dying.cancel()
+    @classmethod
+    async def start(cls, *command: str) -> ChildProcess:
+        """Run a command, with the directory of the sockets as its last argument. May raise `OSError`."""
+        with ExitStack() as resources:
+            directory = Path(tempfile.mkdtemp(prefix="ladder-"))  # only this user may look into it
+            resources.callback(shutil.rmtree, directory, ignore_errors=True)
+            context = zmq.asyncio.Context()
+            resources.callback(context.term)
+            try:
+                reports = context.socket(zmq.PULL)
+                resources.callback(reports.close)
+                commands = zmq.Context(context).socket(zmq.PUSH)
+                resources.callback(commands.close)
+                for socket in (reports, commands):
+                    socket.set_hwm(0)  # the number of requests is bounded elsewhere
+                    socket.setsockopt(zmq.LINGER, 0)
+                reports.bind(endpoint(directory, "reports"))
+                commands.connect(endpoint(directory, "commands"))
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, str(error)) from error
+            # The pipe to its stdin closes when this process ends, however it ends. In a session of its own
+            # the child does not get Ctrl-C from the terminal, which is for this process.
+            process = await asyncio.create_subprocess_exec(
+                *command, str(directory), stdin=asyncio.subprocess.PIPE, start_new_session=True
+            )
+            resources.callback(kill, process)
+            return cls(process, reports, commands, resources.pop_all())
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        """Run the command, with the directory of the sockets as its last argument."""
-        directory = Path(tempfile.mkdtemp(prefix="ladder-"))  # nobody else may look into it
-        self._given_back.callback(shutil.rmtree, directory, ignore_errors=True)
-        context = zmq.asyncio.Context()
-        self._given_back.callback(context.term)
-        self._reports = context.socket(zmq.PULL)
-        self._commands = zmq.Context(context).socket(zmq.PUSH)
-        for socket in (self._reports, self._commands):
-            self._given_back.callback(socket.close)
-            socket.set_hwm(0)  # how many requests there can be is bounded elsewhere
-            socket.setsockopt(zmq.LINGER, 0)
-        self._reports.bind(endpoint(directory, "reports"))
-        self._commands.connect(endpoint(directory, "commands"))
-        # The pipe to its stdin closes when this process ends, however it ends. A session of its own keeps
-        # Ctrl-C in the terminal for us.
-        process = await asyncio.create_subprocess_exec(
-            *self._command, str(directory), stdin=asyncio.subprocess.PIPE, start_new_session=True
-        )
-        self._given_back.callback(kill, process)
-        return process
+    async def exited(self) -> int:
+        return await self._process.wait()
 
-    def tell(self, command: Command) -> None:
+    def tell(self, command: Start | Command) -> None:
         self._commands.send(encode(command))
 
-    async def _listen(self, take: Callable[[Report], None]) -> None:
-        while True:
-            report = read_report(await self._reports.recv())
-            self._heard = time.monotonic()
-            take(report)
+    async def next_report(self) -> Report:
+        return read_report(await self._reports.recv())
 
     def end(self) -> None:
-        """Leave neither a process nor a file. It has nothing to save, and may not be able to listen."""
-        self._given_back.close()
+        """Leave neither a process nor a file. The child has nothing to save, and may be unable to listen."""
+        self._resources.close()
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
@@ -115,8 +100,7 @@ def kill(process: asyncio.subprocess.Process) -> None:
 class ParentProcess:
     """The side of the process that was started: commands from its parent, reports to it.
 
-    From the first moment on a thread reports that this process is alive, and another ends it when the
-    parent is gone.
+    One thread sends heartbeats from the start, and another ends this process when the parent ends.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -127,7 +111,7 @@ class ParentProcess:
         self._commands = self._context.socket(zmq.PULL)
         self._commands.set_hwm(0)
         self._commands.bind(endpoint(directory, "commands"))
-        for work in (self._beat, self._end_with_parent):
+        for work in (self._send_heartbeats, self._end_with_parent):
             threading.Thread(target=work, daemon=True).start()
 
     def _connect(self) -> zmq.Socket[bytes]:
@@ -137,24 +121,22 @@ class ParentProcess:
         socket.connect(endpoint(self._directory, "reports"))
         return socket
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         socket = self._connect()
         while True:
-            socket.send(encode(Beat(self.doing)))
-            time.sleep(BEAT_SECONDS)
+            socket.send(encode(Heartbeat(self.doing)))
+            time.sleep(HEARTBEAT_SECONDS)
 
     def _end_with_parent(self) -> None:
         sys.stdin.read()
         shutil.rmtree(self._directory, ignore_errors=True)
         os._exit(0)
 
-    def first_command(self) -> Start:
-        command = read_command(self._commands.recv())
-        assert isinstance(command, Start)
-        return command
+    def start_command(self) -> Start:
+        return read_start(self._commands.recv())
 
     def commands(self, wait: bool) -> Iterator[Command]:
-        """All that have come; with `wait`, at least one."""
+        """All that have arrived; with `wait`, at least one."""
         with suppress(zmq.Again):
             if wait:
                 yield read_command(self._commands.recv())

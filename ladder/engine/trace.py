@@ -1,11 +1,10 @@
-"""What each forward pass was for: the last few thousand, for whoever wants to see a batch at work."""
+"""A record of the last few thousand forward passes: how long each took, and which requests it served."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Literal, NamedTuple
 
-from fastapi import FastAPI
 from pydantic import BaseModel
 
 Kind = Literal["prefill", "decode"]
@@ -15,8 +14,8 @@ class Row(NamedTuple):
     """One row of a forward pass."""
 
     slot: int
-    request: int  # numbered in the order in which they came
-    used: bool  # False: computed for nobody
+    request: int  # numbered in order of arrival
+    used: bool  # False: a wasted row
 
 
 class Step(BaseModel):
@@ -27,7 +26,7 @@ class Step(BaseModel):
 
 
 class Trace:
-    """Counts the steps and keeps the last. Notes are made by the engine's thread and read by another."""
+    """Counts the steps and keeps the last ones. The engine's thread writes, another thread reads."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,15 +37,8 @@ class Trace:
         self._notes.append((self.count, kind, milliseconds, rows))
 
     def steps(self) -> list[Step]:
-        """Made into objects only here, where somebody asks for them."""
+        """Made into objects only here, because most are never asked for."""
         return [
             Step(number=number, kind=kind, milliseconds=milliseconds, rows=rows)
             for number, kind, milliseconds, rows in self._notes.copy()
         ]
-
-
-def add_steps_page(app: FastAPI, trace: Trace) -> None:
-    @app.get("/steps")
-    async def steps() -> list[Step]:
-        """The last forward passes: how long each took, and which requests had which slots in it."""
-        return trace.steps()

@@ -13,7 +13,7 @@ from werkzeug.http import parse_date, parse_etags
 from ladder.files.folder import InvalidName, NoRoom, NotThere, OpenFile, WrongOffset
 from ladder.files.forms import BrokenForm
 from ladder.log import log_failure
-from ladder.web.http import CLIENT_CLOSED_REQUEST, answer_errors_in_our_shape, unprocessable
+from ladder.web.http import CLIENT_CLOSED_REQUEST, add_error_handlers, unprocessable
 
 FILE_HEADERS = {
     # An uploaded page or picture may hold scripts. Here they can do nothing: no guessing that it might be a
@@ -36,7 +36,7 @@ def not_modified(asked: Headers, file: OpenFile) -> bool:
 
 
 def answer_file_errors(app: FastAPI) -> None:
-    answer_errors_in_our_shape(app)
+    add_error_handlers(app)
 
     @app.exception_handler(NotThere)
     async def not_there(_: Request, _error: NotThere) -> JSONResponse:

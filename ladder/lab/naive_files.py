@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from ladder.cli import ListenConfig, option, parse, whole_number
 from ladder.files.folder import Folder
 from ladder.files.responses import answer_file_errors
-from ladder.web.server import serve_asgi, take_port
+from ladder.web.server import Lifecycle, serve, take_port
 
 BLOCK = 8192
 
@@ -80,7 +80,7 @@ def create_app(config: Config) -> FastAPI:
 def main() -> None:
     config, _ = parse(Config, __doc__)
     with errors_in_one_line("ladder.lab.naive_files"):
-        serve_asgi(create_app(config), take_port(config), stop_engine=lambda: None)
+        serve(create_app(config), take_port(config), Lifecycle())
 
 
 if __name__ == "__main__":

@@ -14,62 +14,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ladder.cli import DemoOptions, ListenConfig
+from ladder.cli import DemoOptions, ListenConfig, summary
 from ladder.engine.trace import Step
 from ladder.lab.client import Measurement, clock
 from ladder.lab.launch import running_rungs
 from ladder.lab.machine import busy_percent, command_line, describe_machine
 from ladder.lab.scenes import (
-    LATE,
-    LONG,
-    REQUEST,
-    Crowd,
     Figures,
-    Observation,
-    Scene,
-    arrivals,
-    observe,
-    rounds_for,
-    warm_up,
 )
-
-
-async def watch(show: Show, crowds: Mapping[str, tuple[str, Crowd]]) -> dict[str, list[Observation]]:
-    """Send one crowd after the other, the first time for all to see, then again for the medians."""
-    with show.busy("warming up"):
-        for url, crowd in crowds.values():
-            await warm_up(url, crowd[0])
-    seen: dict[str, list[Observation]] = {}
-    with show.lanes(*crowds) as lanes:
-        for lane, (name, (url, crowd)) in zip(lanes, crowds.items(), strict=True):
-            lane.begin()
-            seen[name] = [await observe(url, crowd, lane.on_token)]
-    longest = max(observations[0].seconds for observations in seen.values())
-    for number in range(2, rounds_for(longest) + 1):
-        with show.busy(f"the same again, for the medians: round {number}"):
-            for name, (url, crowd) in crowds.items():
-                seen[name].append(await observe(url, crowd))
-    return seen
-
-
-async def watch_arrivals(show: Show, servers: Mapping[str, str]) -> dict[str, Scene]:
-    """The same arrivals at one server after the other; one long request and a late one are shown."""
-    seen: dict[str, Scene] = {}
-    names = [f"{name}: {who}" for name in servers for who in ("the long one", "the late one")]
-    with show.lanes(*names) as lanes:
-        for number, (name, url) in enumerate(servers.items()):
-            long, late = lanes[2 * number : 2 * number + 2]
-            long.begin()
-            late.begin()
-            seen[name] = await arrivals(url, {LONG: long.on_token, LATE: late.on_token})
-    return seen
-
-
-async def warm_up_all(show: Show, servers: Mapping[str, str]) -> None:
-    with show.busy("warming up"):
-        for url in servers.values():
-            await warm_up(url, REQUEST)
-
 
 MOST_COLUMNS = 4
 MOST_BUSY_PERCENT = 25
@@ -82,11 +34,26 @@ Draw = Callable[[Path], None]
 """Makes the figure for --plot."""
 
 
+class Contender:
+    """A rung's server in a demo: its script, the configuration class with the flags it knows, more flags."""
+
+    def __init__(self, script: str, known: type[ListenConfig], *further: str) -> None:
+        self.script = script
+        self.known = known
+        self.further = further
+
+    def flags(self, options: DemoOptions) -> list[str]:
+        """What was given beside `--demo` and this server knows; further flags take precedence."""
+        return [*options.flags(self.known), *self.further]
+
+
 class Show:
     """The terminal, or with --json nothing but one object on stdout."""
 
-    def __init__(self, title: str, config: ListenConfig, options: DemoOptions) -> None:
-        self.title = title
+    def __init__(self, doc: str | None, config: ListenConfig, options: DemoOptions) -> None:
+        """The title is the first line of a rung's docstring."""
+        self.title = summary(doc).splitlines()[0].removesuffix(".")
+        title = self.title
         self.config = config
         self.options = options
         self.console = Console(quiet=options.json, highlight=False)
@@ -101,8 +68,9 @@ class Show:
             yield
 
     @contextmanager
-    def starting(self, *commands: tuple[str, Sequence[str]]) -> Iterator[list[str]]:
+    def starting(self, *contenders: Contender) -> Iterator[list[str]]:
         """Start these rungs and wait until all are ready; they end with the block."""
+        commands = [(one.script, one.flags(self.options)) for one in contenders]
         with ExitStack() as servers:
             with self.busy(
                 "starting " + " and ".join(" ".join([script, *flags]) for script, flags in commands)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Set as AbstractSet
 from typing import Protocol
 
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders
+from tokenizers import Tokenizer as Backend, decoders
 
 
 class Detokenizer(Protocol):

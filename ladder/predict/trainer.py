@@ -39,7 +39,7 @@ class Trainer:
         if self.running:
             raise Unavailable("a training is under way; try again when it is over")
         self.running = True
-        return EventStream(self._events(epochs), over=self._over)
+        return EventStream(self._events(epochs), on_close=self._over)
 
     def _over(self) -> None:
         self.running = False

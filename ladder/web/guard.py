@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -10,8 +11,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from ladder.web.websockets import is_local_or_address, same_origin
 
 READING = ("GET", "HEAD", "OPTIONS")
 
@@ -95,3 +94,28 @@ class CloseUnread:
 
 def has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+def same_origin(connection: HTTPConnection, allowed: str) -> bool:
+    """Whether a page that opens this connection is one of ours.
+
+    Browsers let every page open WebSockets to every server, and say only from where the page came. What is
+    no browser sends no origin. A name that somebody else owns may point to this machine, so that of names
+    only localhost is believed; others must be `allowed`, which is a list with commas.
+    """
+    origin = connection.headers.get("origin")
+    if origin is None or origin in (one.strip() for one in allowed.split(",") if one.strip()):
+        return True
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # an address that is none, such as http://[
+        return False
+    return parts.netloc == connection.headers.get("host") and is_local_or_address(parts.hostname or "")
+
+
+def is_local_or_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True

@@ -1,4 +1,4 @@
-"""The parts of an HTTP answer that are the same on every ASGI rung: event streams and errors."""
+"""The parts of an HTTP response that are the same on every ASGI rung: event streams and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ladder.log import logger
 from ladder.web.schema import NOT_SENT_AS_JSON, ErrorBody, public_details
 
 CLIENT_CLOSED_REQUEST = 499
-"""Nobody reads this answer; the number is the one that proxies log for it."""
+"""The client disconnected before its response; proxies log the same number for it."""
 
 STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -35,42 +35,42 @@ STREAM_AND_ERRORS: dict[int | str, dict[str, Any]] = {
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class _ReadsNothing(Exception):
-    """A name of its own: a disk that times out raises a `TimeoutError` as well."""
+class ClientStalled(Exception):
+    """The client reads nothing. Not a `TimeoutError`, because a disk that times out raises one as well."""
 
 
 class Stream(StreamingResponse):
-    """A response from an async generator that is closed the moment the response is over.
+    """A response from an async generator that is closed as soon as the response ends.
 
-    Starlette cancels the response when the client leaves, but it closes the generator only if that
-    happens to be running; one that waits for its turn would live on until it is garbage collected.
+    Starlette cancels the response when the client disconnects, but it closes the generator only if that
+    happens to be running. A generator that waits for its turn would stay until it is garbage collected.
     """
 
-    patience = 30.0
+    send_timeout = 30.0
     """Seconds that a client may go without reading, once the buffers on the way to it are full."""
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes | memoryview, None], over: Callable[[], None], **settings: Any
+        self, pieces: AsyncGenerator[bytes | memoryview, None], on_close: Callable[[], None], **settings: Any
     ) -> None:
-        """`over` is called when the response is, even if not one piece of it was asked for."""
+        """`on_close` is called when the response ends, even if none of it was sent."""
         super().__init__(pieces, **settings)
         self._pieces = pieces
-        self._over = over
+        self._on_close = on_close
 
     async def stream_response(self, send: Send) -> None:
         async def send_in_time(message: MutableMapping[str, Any]) -> None:
             try:
-                async with asyncio.timeout(self.patience):
+                async with asyncio.timeout(self.send_timeout):
                     await send(message)
             except TimeoutError:
-                raise _ReadsNothing from None
+                raise ClientStalled from None
 
         try:
             await super().stream_response(send_in_time)
-        except _ReadsNothing:
-            logger.warning("a client read nothing for %g s and was dropped", self.patience)
+        except ClientStalled:
+            logger.warning("a client read nothing for %g s and was disconnected", self.send_timeout)
         finally:
-            self._over()
+            self._on_close()
             await self._pieces.aclose()
 
 
@@ -78,8 +78,8 @@ PORTION = 64 * 1024
 
 
 def portions(piece: bytes) -> Iterator[memoryview]:
-    """A large piece, to be sent bit by bit: a client that reads slowly, but reads, does not use up the
-    patience, which is for each of them."""
+    """Cut a large piece into portions, because the timeout for sending is per portion: a client that reads
+    slowly is not disconnected."""
     view = memoryview(piece)
     return (view[start : start + PORTION] for start in range(0, len(piece), PORTION))
 
@@ -89,13 +89,13 @@ class EventStream(Stream):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], over: Callable[[], None]) -> None:
-        # Without these two headers, caches and proxies collect the stream before they pass it on.
-        super().__init__(events, over, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[bytes, None], on_close: Callable[[], None]) -> None:
+        # Without these two headers, caches and proxies buffer the stream before they pass it on.
+        super().__init__(events, on_close, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 
-def answer_errors_in_our_shape(app: FastAPI) -> None:
-    """Wrong requests get 422 and `{"detail": [...]}`, without an echo of what was sent."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Wrong requests get 422 and `{"detail": [...]}`, which does not repeat what was sent."""
 
     @app.exception_handler(RequestValidationError)
     async def wrong_field(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -113,7 +113,7 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        # FastAPI's answer to a body that is not even text, such as bytes that are no UTF-8.
+        # FastAPI's response to a body that is no text, such as bytes that are not UTF-8.
         if error.status_code == 400:
             return unprocessable([{"type": "json_invalid", "loc": ("body",), "msg": str(error.detail)}])
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
@@ -124,7 +124,7 @@ def answer_errors_in_our_shape(app: FastAPI) -> None:
 
 
 def failure(error: Exception) -> JSONResponse:
-    """The answer to a request that failed before anything of its answer went out."""
+    """The response to a request that failed before any of its response was sent."""
     body = ErrorBody.of(error).model_dump()
     if isinstance(error, Unavailable):
         return JSONResponse(body, 503, {"Retry-After": str(error.retry_after)})

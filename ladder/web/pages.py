@@ -157,7 +157,7 @@ def add_clients(app: FastAPI) -> None:
             task = asyncio.create_task(ask(app, client, json.dumps(body).encode(), pieces, gone))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
-        return EventStream(collect(pieces, len(crowd.requests)), over=gone.set)
+        return EventStream(collect(pieces, len(crowd.requests)), on_close=gone.set)
 
 
 Piece = dict[str, Any]

@@ -8,7 +8,7 @@ The offending input is not repeated in the answer: a prompt may be long, and may
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,16 @@ class GenerateRequest(BaseModel):
         Field(description="The same seed gives the same text, in float32 whoever shares the batch."),
     ] = None
     stream: Annotated[bool, Field(description="Send each token as a server-sent event.")] = False
+
+
+class NamedEvent(BaseModel):
+    """The data of a server-sent event that has a name. Clients take one without a name for a "message"."""
+
+    NAME: ClassVar[str]
+
+
+def event_name(event: BaseModel) -> str | None:
+    return event.NAME if isinstance(event, NamedEvent) else None
 
 
 class TokenEvent(BaseModel):

@@ -1,7 +1,8 @@
-"""Starting and stopping: the listening socket, the ready line, a clean end on Ctrl-C and SIGTERM."""
+"""Starting and stopping: the listening socket, the ready line, a graceful shutdown on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -9,9 +10,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,23 +22,22 @@ from waitress.server import create_server
 
 from ladder.cli import ListenConfig, ServerConfig
 from ladder.errors import UserError
-from ladder.web.websockets import MAX_MESSAGE_BYTES, PING_SECONDS, WebSocketProtocol
 
 if TYPE_CHECKING:
     from ladder.llm.loading import Model
 
 GRACE_SECONDS = 3
-"""How long open requests may take to notice that the server is stopping, before they are cut off."""
+"""How long open requests may take to end when the server stops, before the process exits by force."""
 
 UNSENT_BYTES = 128 * 1024
 
 TICKS_PER_SECOND = 10
 LINGER_SECONDS = 30
-"""How long a connection that is being closed may stay open without its client reading anything."""
+"""How long a connection that is being closed may stay open while its client reads nothing."""
 
 
 def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
-    """What every server does first: take the port, so that a busy one is told at once, then load."""
+    """Take the port first, so that a busy one is reported at once; then load the model."""
     listener = take_port(config)
     with Console(stderr=True).status(f"loading {config.model}"):
         return load(config), listener
@@ -57,19 +57,23 @@ def load(config: ServerConfig) -> Model:
     from ladder.llm.loading import load_model
 
     threads = config.threads or torch.get_num_threads()
-    # Each thread that computes gets helpers of its own from OpenMP. Once there are more helpers than cores,
-    # none of them waits awake any more, and every small product pays for waking them: the bundled model took
-    # two to three times as long for a token. So this thread loads alone and leaves helpers to the engine.
+    # OpenMP gives each thread that computes helper threads of its own. With more helpers than cores, idle
+    # helpers sleep instead of spinning, and every small matrix multiplication pays for waking them: a token
+    # of the bundled model took two to three times as long. So this thread loads without helpers, and only
+    # the engine's thread gets them.
     torch.set_num_threads(1)
     model = load_model(config.model, config.dtype, config.device)
     torch.set_num_threads(threads)
-    leave_to_the_collector_only_what_is_new()
+    freeze_loaded_objects()
     return model
 
 
-def leave_to_the_collector_only_what_is_new() -> None:
-    """Torch and its company are some 370,000 objects that stay for ever. Now and then Python's garbage
-    collector would look at each of them, and for 0.2 s nothing else would move, the model included."""
+def freeze_loaded_objects() -> None:
+    """Exclude what is loaded from garbage collection.
+
+    Torch and the other libraries keep some 370,000 objects for the life of the process. A full collection
+    would visit all of them, which stops the process, the model included, for 0.2 s.
+    """
     gc.collect()
     gc.freeze()
 
@@ -84,22 +88,45 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"cannot listen on {host}:{port}: {reason}; choose another --port or --host"
         ) from error
-    # Accepted connections inherit this. Without it a small write, such as one token, may be held back
-    # until the client has acknowledged the one before, and clients put that off for 40 ms.
+    # Accepted connections inherit this. Without it the kernel may delay a small write, such as one token,
+    # until the client acknowledges the one before, and clients delay that for 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # And this: so much may lie in the kernel that has not been sent yet. Else it takes megabytes, and says
-    # that it has room again only when a third of them is gone: a client that reads slowly would look like
-    # one that does not read.
+    # And this: the kernel buffers at most so many unsent bytes for a connection. By default it takes
+    # megabytes, and reports room again only when a third is sent: a client that reads slowly would look
+    # like one that does not read.
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
 def announce(listener: socket.socket) -> None:
-    """The one line that says that requests are answered now; whoever started the server waits for it."""
+    """Print the line that says that the server answers requests. Whatever started the server waits for it."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ready: http://{shown}:{port}", flush=True)
+
+
+class Lifecycle:
+    """The three moments at which `serve` calls an engine. An engine overrides those that it needs."""
+
+    async def start(self) -> None:
+        """Before the first connection is accepted. A `UserError` ends the server."""
+
+    async def until_ready(self) -> None:
+        """After it: /health answers while this waits, and the ready line is printed when it returns."""
+
+    def stop(self) -> None:
+        """End every request in flight with `ServerStopping`, and accept no more."""
+
+
+class WebSocketSettings(TypedDict, total=False):
+    """What uvicorn needs to know of WebSockets; `ladder.web.websockets` has the settings of rung 11."""
+
+    ws: type[asyncio.Protocol]
+    ws_max_size: int
+    ws_ping_interval: float
+    ws_ping_timeout: float
+    ws_per_message_deflate: bool
 
 
 class ReadyServer(uvicorn.Server):
@@ -109,51 +136,46 @@ class ReadyServer(uvicorn.Server):
         self,
         app: FastAPI,
         listener: socket.socket,
-        stop_engine: Callable[[], None],
-        start_engine: Callable[[], Awaitable[None]] | None = None,
-        until_ready: Callable[[], Awaitable[None]] | None = None,
-        ping_seconds: float = PING_SECONDS,
+        engine: Lifecycle,
+        websockets: WebSocketSettings | None = None,
     ) -> None:
         settings = uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            ws=WebSocketProtocol,
-            ws_max_size=MAX_MESSAGE_BYTES,
-            ws_ping_interval=ping_seconds,
-            ws_ping_timeout=ping_seconds,
-            ws_per_message_deflate=False,  # 64 KB of memory and much time for each, to save a few bytes
+            **(websockets or {}),
         )
         super().__init__(settings)
         self._listener = listener
-        self._stop_engine = stop_engine
-        self._start_engine = start_engine
-        self._until_ready = until_ready
+        self._engine = engine
         self._unsent: dict[object, int] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._start_engine:
-            with leaving_at_once():
-                await self._start_engine()
+        await self.start_engine()
         await super().startup(sockets)
-        if self._until_ready:
-            try:
-                await self._until_ready()
-            except BaseException:
-                await self.shutdown(sockets)
-                raise
-        leave_to_the_collector_only_what_is_new()
+        try:
+            await self._engine.until_ready()
+        except BaseException:
+            await self.shutdown(sockets)
+            raise
+        freeze_loaded_objects()
         announce(self._listener)
+
+    async def start_engine(self) -> None:
+        await self._engine.start()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % (TICKS_PER_SECOND * LINGER_SECONDS) == 0:
-            self._abort_who_does_not_read()
+            self._abort_stalled_connections()
         return await super().on_tick(counter)
 
-    def _abort_who_does_not_read(self) -> None:
-        """To close a connection is to send first what is in its buffer, and a client that reads nothing
-        would keep it open for ever. So it is aborted when the buffer is as full as it was the last time."""
+    def _abort_stalled_connections(self) -> None:
+        """Abort connections that are being closed and whose client reads nothing.
+
+        Closing a connection first sends what is in its buffer, so a client that reads nothing would keep it
+        open for ever. A buffer that is as full as at the last check belongs to such a client.
+        """
         before, self._unsent = self._unsent, {}
         for connection in self.server_state.connections:
             if connection.transport.is_closing():
@@ -162,40 +184,41 @@ class ReadyServer(uvicorn.Server):
                     connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._stop_engine()
+        self._engine.stop()
         await super().shutdown(sockets)
 
 
-def serve_asgi(
+class ProcessServer(ReadyServer):
+    """The server of a whole process: it handles signals, and exits by force when its shutdown hangs."""
+
+    async def start_engine(self) -> None:
+        with exit_at_once_on_signals():
+            await super().start_engine()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A thread that waits for a disk cannot be interrupted.
+        forced_exit = threading.Timer(GRACE_SECONDS + 1, leave)
+        forced_exit.daemon = True
+        forced_exit.start()
+        await super().shutdown(sockets)
+
+
+def serve(
     app: FastAPI,
     listener: socket.socket,
-    stop_engine: Callable[[], None],
-    start_engine: Callable[[], Awaitable[None]] | None = None,
-    until_ready: Callable[[], Awaitable[None]] | None = None,
-    ping_seconds: float = PING_SECONDS,
+    engine: Lifecycle,
+    websockets: WebSocketSettings | None = None,
 ) -> NoReturn:
-    """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends.
-
-    `start_engine` comes before the first connection is accepted; `until_ready` after it, so that /health
-    answers meanwhile. A WebSocket that has not answered a ping after `ping_seconds` is closed.
-    """
-
-    def stop() -> None:
-        # A thread that waits for a disk cannot be interrupted; what still hangs after the grace is cut off.
-        cut_off = threading.Timer(GRACE_SECONDS + 1, leave)
-        cut_off.daemon = True
-        cut_off.start()
-        stop_engine()
-
-    ReadyServer(app, listener, stop, start_engine, until_ready, ping_seconds).run(sockets=[listener])
+    """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
+    ProcessServer(app, listener, engine, websockets).run(sockets=[listener])
     leave()
 
 
 def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
-    """Serve with so many worker threads until Ctrl-C or SIGTERM, which cut off what is under way."""
-    # Waitress logs every request that has to wait for a worker; here that is the lesson, not news.
+    """Serve with so many worker threads until Ctrl-C or SIGTERM, which end requests in flight by force."""
+    # Waitress logs every request that has to wait for a worker; in rung 01 that is the lesson.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    # Waitress stops accepting at 100 connections unless told otherwise: /health would not even be queued.
+    # By default waitress stops accepting at 100 connections: /health would not even be queued.
     server = create_server(
         app, sockets=[listener], threads=workers, connection_limit=10_000, asyncore_use_poll=True
     )
@@ -205,8 +228,8 @@ def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """For the time before the engine is ready: there is nothing yet that would have to end in good order."""
+def exit_at_once_on_signals() -> Iterator[None]:
+    """For the time before the engine is ready, when there is nothing to shut down gracefully."""
     handlers = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -218,8 +241,8 @@ def leaving_at_once() -> Iterator[None]:
 def leave(*_: object) -> NoReturn:
     """End the process now, with status 0.
 
-    A model step cannot be interrupted, and Python would wait for the thread that runs it: with a large
-    model and a long prompt, longer than anyone waits after Ctrl-C.
+    A forward pass cannot be interrupted, and Python would wait for the thread that runs it: with a large
+    model and a long prompt that takes longer than a user waits after Ctrl-C.
     """
     sys.stdout.flush()
     sys.stderr.flush()

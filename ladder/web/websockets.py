@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from asyncio.transports import BaseTransport
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
-from urllib.parse import urlsplit
 
-from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ladder.log import log_failure
+from ladder.web.server import WebSocketSettings
 
 MAX_MESSAGE_BYTES = 64 * 1024
 PING_SECONDS = 15.0
@@ -83,6 +81,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return not (self.read_paused or self.transport.is_closing()) and self.writable.is_set()
 
 
+def settings(ping_seconds: float) -> WebSocketSettings:
+    """For `serve`. A client that does not answer a ping within `ping_seconds` is disconnected."""
+    return {
+        "ws": WebSocketProtocol,
+        "ws_max_size": MAX_MESSAGE_BYTES,
+        "ws_ping_interval": ping_seconds,
+        "ws_ping_timeout": ping_seconds,
+        "ws_per_message_deflate": False,  # 64 KB of memory and much time for each, to save a few bytes
+    }
+
+
 async def until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Whatever ends one of them, an error too, ends all; a client that is gone is no error."""
     try:
@@ -124,28 +133,3 @@ async def say_goodbye(socket: WebSocket, code: int, reason: str) -> None:
     with suppress(TimeoutError, WebSocketDisconnect):
         async with asyncio.timeout(CLOSE_SECONDS):
             await socket.close(code, reason)
-
-
-def same_origin(connection: HTTPConnection, allowed: str) -> bool:
-    """Whether a page that opens this connection is one of ours.
-
-    Browsers let every page open WebSockets to every server, and say only from where the page came. What is
-    no browser sends no origin. A name that somebody else owns may point to this machine, so that of names
-    only localhost is believed; others must be `allowed`, which is a list with commas.
-    """
-    origin = connection.headers.get("origin")
-    if origin is None or origin in (one.strip() for one in allowed.split(",") if one.strip()):
-        return True
-    try:
-        parts = urlsplit(origin)
-    except ValueError:  # an address that is none, such as http://[
-        return False
-    return parts.netloc == connection.headers.get("host") and is_local_or_address(parts.hostname or "")
-
-
-def is_local_or_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return True
