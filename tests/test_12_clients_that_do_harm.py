@@ -19,8 +19,7 @@ import psutil
 import pytest
 
 import ladder.files.folder
-from ladder.files.folder import Partial
-from ladder.files.forms import MOST_PARTS
+from ladder.files.forms import MAX_PARTS
 from ladder.files.uploads import Transfer
 from ladder.web.http import PORTION, Stream
 from tests.support import Server, eventually, import_rung, serving
@@ -244,11 +243,11 @@ def test_too_many_open_files_are_a_reason_to_come_back(own_folders: Path) -> Non
 def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
     field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'.encode()
     with started(own_folders) as server:
-        for number, status in ((MOST_PARTS, 201), (MOST_PARTS + 1, 422)):
+        for number, status in ((MAX_PARTS, 201), (MAX_PARTS + 1, 422)):
             body = field * number + END.removeprefix(b"\r\n")
             answer = server.request("POST", "/upload/stream", body, **FORM)
             assert answer.status == status
-        assert f"at most {MOST_PARTS} parts" in answer.body.decode()
+        assert f"at most {MAX_PARTS} parts" in answer.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
 def test_a_form_that_falls_silent_between_its_files_is_given_up(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(FORM_HEAD + sent)
         answer = answer_on(connection)
@@ -267,7 +266,7 @@ def test_a_form_that_falls_silent_between_its_files_is_given_up(
 def test_an_upload_that_falls_silent_is_kept_and_given_up(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
     with serving_from(own_folders) as server:
         with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
             assert answer_on(connection).status == 408
@@ -287,16 +286,16 @@ def test_of_three_requests_for_one_upload_the_last_is_believed(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, opened = threading.Event(), threading.Event()
-    write = Partial.write
+    write = rung.PartialUpload.write
 
-    def write_when_told(partial: Partial, data: bytes) -> None:
+    def write_when_told(partial: Any, chunk: bytes) -> None:
         if not reached.is_set():
             reached.set()
             assert opened.wait(60)
-        write(partial, data)
+        write(partial, chunk)
 
-    monkeypatch.setattr(Partial, "write", write_when_told)
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 3600)
+    monkeypatch.setattr(rung.PartialUpload, "write", write_when_told)
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 3600)
     interrupted = count_interrupts(monkeypatch)
     path = f"/upload/x.bin?id={ID}"
     with serving_from(own_folders) as server, ExitStack() as stack:
@@ -398,7 +397,7 @@ def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
 
 
 def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.files.watchers.MOST_WATCHERS", 2)
+    monkeypatch.setattr("ladder.files.watchers.MAX_WATCHERS", 2)
     with serving_from(own_folders) as server, ExitStack() as stack:
         for path in ("/logs/stream", f"/upload/{ID}/events"):
             watcher = stack.enter_context(closing(server.connect()))
@@ -445,14 +444,14 @@ def test_an_upload_is_done_when_its_file_has_its_name_though_its_client_asks_mea
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, opened = threading.Event(), threading.Event()
-    publish = Partial.publish
+    publish = rung.PartialUpload.publish
 
-    def publish_when_told(partial: Partial, name: str) -> Any:
+    def publish_when_told(partial: Any, name: str) -> Any:
         reached.set()
         assert opened.wait(60)
         return publish(partial, name)
 
-    monkeypatch.setattr(Partial, "publish", publish_when_told)
+    monkeypatch.setattr(rung.PartialUpload, "publish", publish_when_told)
     interrupted = count_interrupts(monkeypatch)
     with (
         serving_from(own_folders) as server,

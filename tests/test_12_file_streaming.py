@@ -21,20 +21,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, strategies as st
 from werkzeug.http import parse_options_header
 
-from ladder.files.folder import attachment
+from ladder.cli import DemoOptions, parse
+from ladder.errors import UserError
 from ladder.files.follow import BLOCK, Follower
 from ladder.files.forms import BrokenForm, files_in_form
 from ladder.files.ranges import Unsatisfiable, parse_ranges
+from ladder.files.responses import attachment
+from ladder.lab import file_scenes, naive_files
 from ladder.lab.launch import RungProcess
 from ladder.web.sse import Event, EventParser
-from tests.support import Answer, Server, eventually, one_line, run_rung
+from tests.support import Answer, Server, eventually, import_rung, one_line, run_rung
 
 SCRIPT = "12_file_streaming.py"
 MIB = 2**20
@@ -133,7 +136,7 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(around: Path) -> Iterator[FileServer]:
-    with started(around, "--chunk-kib", "64") as server:
+    with started(around, "--chunk-kib", "64", "--max-upload-mib", "2") as server:
         yield server
 
 
@@ -916,6 +919,61 @@ def test_a_log_may_come_later_and_its_lines_may_be_of_any_length(log: Path) -> N
         lines = lines_of(follower)
         assert "".join(lines) == "x" * (3 * BLOCK) + "end"
         assert all(len(line) <= 2 * BLOCK for line in lines)
+
+
+# The demo
+
+
+class NeverReady:
+    """Notes the commands of servers instead of starting them."""
+
+    commands: ClassVar[list[list[str]]] = []
+    pid = 0
+
+    def __init__(self, *command: str) -> None:
+        self.commands.append([*command])
+
+    def wait_ready(self) -> str:
+        raise UserError("this one is never ready")
+
+    def close(self) -> None:
+        pass
+
+
+def test_flags_beside_demo_reach_every_server_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rung = import_rung(SCRIPT)
+    monkeypatch.setattr(file_scenes, "ServerProcess", NeverReady)
+    monkeypatch.setattr(NeverReady, "commands", [])
+    flags = ["--workers", "3", "--hosts", "files.example", "--slow-disk-ms", "7", "--chunk-kib", "9"]
+    config, options = parse(rung.Config, rung.__doc__, ["--demo", "--json", "--port", "1", *flags])
+    assert options
+    with pytest.raises(UserError):
+        rung.demo(config, options)
+
+    naive = [command[2:] for command in NeverReady.commands if command[:2] == ["-m", naive_files.__name__]]
+    ours = [command[1:] for command in NeverReady.commands if command[0] == SCRIPT]
+    assert len(naive) + len(ours) == len(NeverReady.commands)
+    naive_configs = [parse(naive_files.Config, "", command)[0] for command in naive]
+    our_configs = [parse(rung.Config, "", command)[0] for command in ours]
+    for started in our_configs:
+        assert (started.port, started.workers, started.hosts) == (0, 3, "files.example")
+        assert started.uploads == started.videos
+    # What the demo compares, it sets itself. The given delay is that of the simulated slow disk.
+    compared = [(8, 0), (64, 0), (256, 0), (1024, 0), (8, 7)]
+    assert [(started.chunk_kib, started.slow_disk_ms) for started in our_configs] == compared
+    assert [started.slow_disk_ms for started in naive_configs] == [0, 0, 0, 0, 7]
+
+
+def test_every_flag_of_the_naive_server_too_is_passed_on_unless_the_demo_sets_it() -> None:
+    way = file_scenes.naive("blocking", "/blocking/")
+    given = DemoOptions(given={"slow_disk_ms": 7, "folder": "elsewhere", "workers": 3, "port": 1})
+    config, _ = parse(naive_files.Config, "", way.command("here", given)[2:])
+    assert config == naive_files.Config(port=0, folder="here", slow_disk_ms=7)
+
+
+def test_a_demo_whose_upload_is_refused_says_so_in_one_line(server: FileServer) -> None:
+    with pytest.raises(UserError, match="an upload of 3 MiB was refused with status 413"):
+        file_scenes.send(server.url, 3 * MIB)
 
 
 # The rung itself
