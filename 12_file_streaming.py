@@ -8,7 +8,7 @@ memory per client. Or it reads chunks, but inside an `async def`, where every re
 - A plain generator reads the file, and a worker thread runs it, as rung 02 does with tokens. Each client has
   one chunk in memory. The next is read only when its connection has taken the last.
 - A body is a list of parts: ranges of a file, and bytes between them. So a client that seeks in a video, or
-  resumes a download, costs no more reads than it asked for.
+  resumes a download, causes no needless reads.
 - An upload is written to disk as it arrives, under a hidden name, and hashed on the way. When it is complete,
   one rename gives it its own name. If it is interrupted, its client can ask where to resume it.
 - Every other iterator of bytes, such as a table that is generated for export, streams in the same way.
@@ -103,7 +103,7 @@ class PartialUpload:
             view = view[self.content.write(view) :]
 
     def publish(self, name: str) -> Stored:
-        """Rename the complete file, in one step: other clients see the file of before or the new one."""
+        """Rename the complete file, in one step: other clients see the old file or the new one."""
         target = self.folder.path / name
         if target.is_dir():
             raise InvalidName("a folder has this name")
