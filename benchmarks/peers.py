@@ -35,7 +35,7 @@ from transformers import (
 from ladder import import_rung
 from ladder.cli import EngineConfig
 from ladder.engine.messages import EngineRequest
-from ladder.llm.decoder import Architecture
+from ladder.llm.checkpoint import architecture_of
 from ladder.llm.loading import DTYPES, RANDOM_SHAPES, RandomWeights, load_model, random_tokenizer
 from ladder.llm.sampling import SamplingSettings
 from ladder.web.schema import GenerateRequest
@@ -145,7 +145,7 @@ def save_checkpoint(shape: str, directory: Path) -> None:
     config.eos_token_id = config.bos_token_id = None
     config.architectures = [f"{config.model_type.capitalize()}ForCausalLM"]
     config.save_pretrained(directory)
-    weights = RandomWeights(Architecture.from_config(config), query_key_norm=config.model_type == "qwen3")
+    weights = RandomWeights(architecture_of(config), query_key_norm=config.model_type == "qwen3")
     save_file({name: weights[name].clone() for name in weights}, directory / "model.safetensors")
     backend = random_tokenizer(config.vocab_size).backend
     saved: Any = PreTrainedTokenizerFast
