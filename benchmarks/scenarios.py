@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.metrics import Played, Record
 from ladder.lab.client import Client, Measurement, clock
-from ladder.lab.scenes import Request, beside_a_long_prompt, leaving_figures, observe
+from ladder.lab.scenes import Request, beside_a_long_prompt, disconnect_figures, observe
 
 Setting = Mapping[str, Any]
 
@@ -90,7 +90,7 @@ async def one_client(server: Server, setting: Setting) -> Played:
     """One request alone, /health probed beside it; then a client who leaves after a quarter of the time."""
     asked = server.request(64, setting["output_tokens"], 0)
     seen = await observe(server.url, [asked])
-    figures = await leaving_figures(server.url, asked, [seen]) if server.counts_passes else {}
+    figures = await disconnect_figures(server.url, asked, [seen]) if server.counts_passes else {}
     return Played({"": seen.measurements}, seen.health, figures)
 
 

@@ -63,7 +63,7 @@ LANES = {
     "one": ("05: a story, until the engine is killed",),
     "two": ("02", "03"),
     "three": ("01", "02, stream: false", "02, stream: true"),
-    "four": ("03: the long one", "03: the late one", "04: the long one", "04: the late one"),
+    "four": ("03: long request", "03: late request", "04: long request", "04: late request"),
 }
 
 
