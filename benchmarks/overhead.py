@@ -1,4 +1,4 @@
-"""What does the server cost? The bare model loop against the same work through HTTP, alternately.
+"""Measures the cost of the server: a bare model loop against the same work through HTTP, alternately.
 
     python -m benchmarks.overhead [--rung 02_async_streaming.py] [--model random:smollm2-135m] [--rounds 15]
 
@@ -43,14 +43,14 @@ class Run:
 
 
 def prompt_of(model: Model, tokens: int) -> str:
-    """A prompt of exactly so many tokens."""
+    """A prompt of exactly `tokens` tokens."""
     prompt = " a" * tokens
     assert len(model.tokenizer.encode(prompt)) == tokens
     return prompt
 
 
 def run_bare(model: Model, prompt_ids: list[int]) -> Run:
-    """Prefill, decode, sample: what is left of a server when everything else is taken away."""
+    """Prefill, decode and sample, without a server."""
     greedy = SamplingBatch([SamplingSettings()])
     started = time.perf_counter()
     cache = model.decoder.new_cache(slots=1, context=PROMPT_TOKENS + OUTPUT_TOKENS)
@@ -62,7 +62,7 @@ def run_bare(model: Model, prompt_ids: list[int]) -> Run:
 
 
 async def run_http(url: str, prompt: str) -> Run:
-    """On a connection of its own, whose setting up counts: the server closes one that is idle for long."""
+    """One request on a new connection. Connecting counts, because the server closes idle connections."""
     async with Client(url) as client:
         answer = await client.generate(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True)
     assert len(answer.token_times) == OUTPUT_TOKENS
@@ -70,7 +70,7 @@ async def run_http(url: str, prompt: str) -> Run:
 
 
 async def alternate(model: Model, url: str, rounds: int, console: Console) -> tuple[list[Run], list[Run]]:
-    """The two take turns, so that a machine whose speed drifts does so for both."""
+    """The two take turns, so that a drift of the machine's speed affects both."""
     prompt = prompt_of(model, PROMPT_TOKENS)
     prompt_ids = model.tokenizer.encode(prompt)
     bare, http = [], []

@@ -1,10 +1,10 @@
-"""What do the matrix products of a model cost in each dtype, and how does that change with the rows?
+"""Measures the matrix multiplications of a model in each dtype, and how they change with the number of rows.
 
     python -m benchmarks.products
 
-A decode step has a row for each request, a prefill one for each token of a prompt. Measured are the products
-of all thirty layers of smollm2-135m, one after the other, so that every weight comes from memory as it
-does in a model. The dtypes take turns; each figure is the fastest of its rounds.
+A decode step has one row per request, a prefill one row per prompt token. The benchmark runs the matrix
+multiplications of all thirty layers of smollm2-135m one after the other. So each weight has to come from
+memory, as in the model. The dtypes take turns; each figure is the fastest of its rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPERATIONS = 2 * LAYERS * sum(inputs * outputs for inputs, outputs in SHAPES)
 
 
 def plain(weight: Tensor, _: Tensor | None) -> Linear:
-    """What a model does that leaves its weights as they are."""
+    """`F.linear` with the weights as they are, not packed."""
     return lambda x: F.linear(x, weight)
 
 
