@@ -7,10 +7,9 @@ A comment, invisible to readers, follows each measured number:
 
     The first token came after 152 ms<!-- burst/summary/04/burst/median_ttft_ms/median -->.
 
-The comment is a path into `benchmarks/results/burst.json`. ` over ` divides by a second path, or by a
-number: `<!-- burst/… over 1000 -->` converts milliseconds to seconds. The number keeps the decimals that it
-has in the text. A setting, which is not measured, is marked too: `50 ms<!-- chosen -->`. A unit may stand
-between.
+The comment is a path into `benchmarks/results/burst.json`. ` over ` divides one path or number by another:
+`<!-- burst/… over 1000 -->` converts milliseconds to seconds. The number keeps the decimals that it has in the
+text. A setting, which is not measured, is marked too: `50 ms<!-- chosen -->`. A unit may stand between.
 
 A sentence that compares two results can be checked as well:
 
@@ -89,11 +88,13 @@ class Comparison:
 
 
 def value_of(source: str, folder: Path = RESULTS) -> float:
-    path, _, divisor = source.partition(" over ")
-    value = look_up(path, folder)
-    if not divisor:
-        return value
-    return value / (float(divisor) if re.fullmatch(r"[\d.]+", divisor) else look_up(divisor, folder))
+    dividend, divisor = (term_of(part, folder) for part in [*source.split(" over "), "1"][:2])
+    return dividend / divisor
+
+
+def term_of(text: str, folder: Path) -> float:
+    """A number, or the result at a path."""
+    return float(text) if re.fullmatch(r"[\d.]+", text) else look_up(text, folder)
 
 
 def look_up(path: str, folder: Path) -> float:
