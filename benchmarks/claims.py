@@ -8,8 +8,8 @@ A comment, invisible to readers, follows each measured number:
     The first token came after 152 ms<!-- burst/summary/04/burst/median_ttft_ms/median -->.
 
 The comment is a path into `benchmarks/results/burst.json`. ` over ` divides one path or number by another:
-`<!-- burst/… over 1000 -->` converts milliseconds to seconds. The number keeps the decimals that it has in the
-text. A setting, which is not measured, is marked too: `50 ms<!-- chosen -->`. A unit may stand between.
+`<!-- burst/… over 1000 -->` converts milliseconds to seconds. The number keeps the decimals of the text. A
+setting, which is not measured, is marked too: `50 ms<!-- chosen -->`. A unit may stand between.
 
 A sentence that compares two results can be checked as well:
 
