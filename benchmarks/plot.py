@@ -297,7 +297,7 @@ def responsiveness(results: Results) -> Figure | None:
     return finish(
         figure,
         f"While {clients} requests run, /health takes up to {worst}",
-        f"/health is requested every 50 ms, also while earlier ones wait; one round · {setup(result)}",
+        f"/health is requested every 50 ms, even while earlier probes wait; one round · {setup(result)}",
     )
 
 
