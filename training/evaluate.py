@@ -89,9 +89,7 @@ class Examinee:
             batch = self.tokenizer(
                 list(prompts[start : start + BATCH]), return_tensors="pt", padding=True, padding_side="left"
             )
-            output: torch.Tensor = self.model.generate(  # type: ignore[misc,assignment]
-                **batch, **settings
-            )
+            output: torch.Tensor = self.model.generate(**batch, **settings)
             new_ids = output[:, batch["input_ids"].shape[1] :].tolist()
             answers += [ids[: ids.index(eos) + 1] if eos in ids else ids for ids in new_ids]
         return answers
