@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import gc
 import math
 import os
@@ -19,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,8 +29,7 @@ from torch import Tensor
 
 from benchmarks.products import LAYERS, SHAPES, make_layers, plain
 from benchmarks.products import seconds as seconds_of_products
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.llm import linear
 from ladder.llm.decoder import Decoder
 from ladder.llm.linear import Linear
@@ -276,10 +273,7 @@ def with_a_second_thread(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "choices.json", help="file for the figures")
-    options = parser.parse_args()
+    options = rounds_parser(__doc__, 15, RESULTS / "choices.json").parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.choices"):
         milliseconds = measure(options.rounds, console)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,9 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.results_file import RESULTS, Result, save, write_result
+from benchmarks.results_file import RESULTS, Result, rounds_parser, save, write_result
 from ladder import ROOT
-from ladder.cli import whole_number
 from ladder.errors import UserError
 from ladder.lab.machine import describe_machine
 from ladder.stats import median
@@ -73,10 +71,8 @@ def show_on_the_page(transports: Figures) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = rounds_parser(__doc__, 3, DEMOS)
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), metavar="RUNG")
-    parser.add_argument("--rounds", type=whole_number(1), default=3, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=DEMOS, help="file for the figures")
     options = parser.parse_args()
     console = Console()
     runs: dict[str, list[Figures]] = {rung: [] for rung in options.only}

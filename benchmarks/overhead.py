@@ -12,21 +12,18 @@ from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import asyncio
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.lab.client import Client
 from ladder.lab.launch import running_rungs
 from ladder.llm.loading import Model, load_model
@@ -95,11 +92,9 @@ def report(console: Console, bare: Sequence[Run], http: Sequence[Run]) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = rounds_parser(__doc__, 15, RESULTS / "overhead.json")
     parser.add_argument("--rung", default="02_async_streaming.py", help="default: %(default)s")
     parser.add_argument("--model", default="random:smollm2-135m", help="default: %(default)s")
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "overhead.json", help="file for the samples")
     options = parser.parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.overhead"):

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.llm.linear import Linear, make_linear
 
 LAYERS = 30
@@ -76,12 +73,7 @@ def measure(rounds: int, console: Console) -> dict[str, dict[int, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=whole_number(1), default=20, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "products.json", help="default: %(default)s")
-    options = parser.parse_args()
+    options = rounds_parser(__doc__, 20, RESULTS / "products.json").parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.products"):
         fastest = measure(options.rounds, console)

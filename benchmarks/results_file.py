@@ -1,21 +1,31 @@
-"""Writes results: with the machine, the command and the commit, so that a reader can judge them later."""
+"""The command lines of the benchmarks, and their result files, which name machine, command and commit."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+from argparse import ArgumentParser
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ladder.cli import whole_number
 from ladder.lab.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 
 Result = dict[str, Any]
 """The content of a result file, as JSON reads and writes it."""
+
+
+def rounds_parser(doc: str | None, rounds: int, output: Path) -> ArgumentParser:
+    """The command line of a benchmark that repeats its measurement and writes one file."""
+    parser = ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser.add_argument("--rounds", type=whole_number(1), default=rounds, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=output, help="file for the result")
+    return parser
 
 
 def write_result(file: Path, command: str, result: Result) -> None:
