@@ -144,8 +144,8 @@ class Show:
 
 
 def tables(rows: Mapping[str, str], figures: Mapping[str, Figures]) -> Iterator[Table]:
-    """One line per figure and one column per contender. With many contenders it is one line per contender, and
-    figures that only some of them have get a table of their own, so that all fits into 80 columns."""
+    """One line per figure and one column per contender. With many contenders it is one line per contender,
+    and figures that only some of them have get a table of their own, so that all fits into 80 columns."""
     if len(figures) <= MOST_COLUMNS:
         yield table([["", *figures], *(line(key, title, figures) for key, title in rows.items())])
         return
