@@ -64,7 +64,8 @@ def test_what_stands_in_no_room_imports_from_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["from ladder.lab.client import Client", "from ladder.lab import client", "import ladder.lab.client"]
+    "code",
+    ["from ladder.lab.client import Client", "from ladder.lab import client", "import ladder.lab.client"],
 )
 def test_an_arrow_the_wrong_way_would_be_seen(code: str) -> None:
     assert rooms_entered(ast.parse(f"def later():\n    {code}")) == {"lab"}
