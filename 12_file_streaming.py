@@ -199,7 +199,7 @@ def create_app(engine: Engine) -> FastAPI:
     # No redirects: they repeat what was asked for.
     app = FastAPI(title=RUNG.title, redirect_slashes=False, lifespan=engine.transfers.sweeping)
     answer_file_errors(app)
-    add_page(app, RUNG, "page_files")
+    add_page(app, RUNG, "files")
     guard(app, [engine.config.host, *engine.config.hosts.split(",")])
     app.add_middleware(AccessLog(engine.log).middleware)
 

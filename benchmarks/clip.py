@@ -23,7 +23,7 @@ from ladder.lab.launch import running_rungs
 from ladder.lab.scenes import STREAM, arrivals, warm_up
 
 CLIP = ROOT / "ladder" / "data" / "clips" / "batching.webm"
-POSTER = ROOT / "ladder" / "page_files" / "batching.png"
+POSTER = ROOT / "ladder" / "pages" / "files" / "batching.png"
 PAGE = Path(__file__).with_name("clip.html")
 WIDTH, HEIGHT = 960, 540
 FRAMES_PER_SECOND = 12

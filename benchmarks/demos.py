@@ -30,7 +30,7 @@ from ladder.stats import median
 SCRIPTS = {script.name[:2]: script.name for script in sorted(ROOT.glob("[0-9][0-9]_*.py"))}
 
 DEMOS = RESULTS / "demos.json"
-MEASURED = ROOT / "ladder" / "page_realtime" / "measured.json"
+MEASURED = ROOT / "ladder" / "pages" / "realtime" / "measured.json"
 
 Figures = dict[str, dict[str, float | None]]
 """A demo's table: by column and name; None where a run has no such figure."""

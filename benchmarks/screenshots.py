@@ -68,7 +68,7 @@ def run(page: Page, picture: Picture) -> None:
     page.locator("#start").click()
     page.mouse.move(0, 0)
     if picture.while_streaming:
-        expect(page.locator(".words").last).to_have_text(re.compile(r".{200}", re.DOTALL))
+        expect(page.locator(".output").last).to_have_text(re.compile(r".{200}", re.DOTALL))
     else:
         expect(page.locator("#copy")).to_be_enabled(timeout=60_000)
         page.wait_for_timeout(1000)  # and some probes after it

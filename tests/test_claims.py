@@ -116,7 +116,7 @@ def test_each_definition_counts_as_it_says() -> None:
     assert definitions.itl_of_vllm(trace) == [0.5, 2.5, 1.0]
 
 
-def test_the_page_of_rung_07_shows_what_its_demo_has_measured() -> None:
+def test_the_page_of_rung_11_shows_what_its_demo_measured() -> None:
     told = json.loads(demos.MEASURED.read_text())["figures"]
     assert told == json.loads(demos.DEMOS.read_text())["rungs"]["11"]["summary"]
 

@@ -37,7 +37,7 @@ from ladder.predict.predictor import (
     write_index,
 )
 
-PAGE = ROOT / "ladder" / "page_models"
+PAGE = ROOT / "ladder" / "pages" / "models"
 SEED = 1
 HELD_OUT = 0.2
 
