@@ -93,7 +93,7 @@ def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[
         lane.on_token(seen, "Once upon a time")
     shown = capsys.readouterr().out
     assert message in " ".join(shown.replace("│", " ").split())
-    assert "broken off after 500 ms" in shown
+    assert "failed after 500 ms" in shown
 
 
 @pytest.mark.parametrize(("busy", "told"), [(5, False), (60, True)])
