@@ -97,7 +97,7 @@ class PredictionConfig(ListenConfig):
     control: str = option("v1", "the experiment's version for all users but the challenger's")
     challenger: str = option("v2", "the experiment's version for a share of the users")
     split: int = option(50, "percent of the users who get the challenger", whole_number(0, 100))
-    salt: str = option("1", "another salt assigns the users to versions anew")
+    salt: str = option("1", "another salt assigns the users to versions differently")
 
 
 NOT_PASSED_ON = ("host", "port")

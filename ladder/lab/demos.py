@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ladder.lab import plots, scenes
 from ladder.lab.client import Client
-from ladder.lab.scenes import Crowd, Figures, Observation, Scene
+from ladder.lab.scenes import Load, Figures, Observation, Scene
 from ladder.lab.show import Contender, Show
 
 __all__ = [
@@ -25,21 +25,21 @@ __all__ = [
 ]
 
 
-async def watch(show: Show, crowds: Mapping[str, tuple[str, Crowd]]) -> dict[str, list[Observation]]:
-    """Send the requests of each crowd: the first time live on the screen, then again for the medians."""
+async def watch(show: Show, loads: Mapping[str, tuple[str, Load]]) -> dict[str, list[Observation]]:
+    """Send each load: the first time live on the screen, then again for the medians."""
     with show.busy("warming up"):
-        for url, crowd in crowds.values():
-            await scenes.warm_up(url, crowd[0])
+        for url, load in loads.values():
+            await scenes.warm_up(url, load[0])
     seen: dict[str, list[Observation]] = {}
-    with show.lanes(*crowds) as lanes:
-        for lane, (name, (url, crowd)) in zip(lanes, crowds.items(), strict=True):
+    with show.lanes(*loads) as lanes:
+        for lane, (name, (url, load)) in zip(lanes, loads.items(), strict=True):
             lane.begin()
-            seen[name] = [await scenes.observe(url, crowd, lane.on_token)]
+            seen[name] = [await scenes.observe(url, load, lane.on_token)]
     longest = max(observations[0].seconds for observations in seen.values())
     for number in range(2, scenes.rounds_for(longest) + 1):
         with show.busy(f"round {number}, for the medians"):
-            for name, (url, crowd) in crowds.items():
-                seen[name].append(await scenes.observe(url, crowd))
+            for name, (url, load) in loads.items():
+                seen[name].append(await scenes.observe(url, load))
     return seen
 
 
@@ -69,8 +69,8 @@ def compare_workers(show: Show, contenders: Mapping[str, Contender]) -> None:
 
 
 async def _compare_workers(show: Show, servers: Mapping[str, str]) -> None:
-    crowds = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
-    seen = await watch(show, crowds)
+    loads = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
+    seen = await watch(show, loads)
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     for name, url in servers.items():
         with show.busy(f"{name}: a second client, and one that disconnects"):
@@ -105,15 +105,15 @@ def compare_streaming(show: Show, blocking: Contender, streaming: Contender) -> 
 
 
 async def _compare_streaming(show: Show, blocking: str, streaming: str) -> None:
-    crowds = {
+    loads = {
         "01": (blocking, [scenes.REQUEST]),
         "02, stream: false": (streaming, [scenes.REQUEST]),
         "02, stream: true": (streaming, [scenes.STREAM]),
     }
-    seen = await watch(show, crowds)
+    seen = await watch(show, loads)
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     with show.busy("now the client disconnects after a quarter of the time"):
-        for name, (url, (request,)) in crowds.items():
+        for name, (url, (request,)) in loads.items():
             figures[name] |= await scenes.disconnect_figures(url, request, seen[name])
     show.conclude(scenes.LATENCY_ROWS | scenes.DISCONNECT_ROWS, figures, *plots.of_latency(show.title, seen))
 
@@ -125,8 +125,8 @@ def compare_batching(show: Show, single: Contender, batched: Contender) -> None:
 
 
 async def _compare_batching(show: Show, servers: Mapping[str, str]) -> None:
-    crowd = [scenes.STREAM] * 4
-    seen = await watch(show, {name: (url, crowd) for name, url in servers.items()})
+    load = [scenes.STREAM] * 4
+    seen = await watch(show, {name: (url, load) for name, url in servers.items()})
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     rows = {"first_token_ms": "TTFT, 4 clients", "complete_ms": "complete text, 4 clients"}
     for clients in (1, 4, 8, 16):

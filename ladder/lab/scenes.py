@@ -51,17 +51,17 @@ class Observation:
         return sum(one.tokens for one in self.measurements) / self.seconds
 
 
-Crowd = Sequence[Request]
+Load = Sequence[Request]
 """The requests that several clients send at once."""
 
 
 async def observe(
-    url: str, crowd: Crowd, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
+    url: str, load: Load, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
 ) -> Observation:
     """Send all requests at once, and probe /health meanwhile, unless `interval` is None."""
     async with Client(url) as client:
         async with client.probing_health(interval) if interval else nullcontext(list[Probe]()) as health:
-            first, *others = crowd
+            first, *others = load
             measurements = await asyncio.gather(
                 client.generate(**first, on_token=on_token),
                 *(client.generate(**request) for request in others),
@@ -95,13 +95,13 @@ async def warm_up(url: str, request: Request) -> None:
         await client.generate(**{**request, "max_tokens": 4})
 
 
-async def throughput(servers: Mapping[str, str], crowd: Crowd) -> Figures:
+async def throughput(servers: Mapping[str, str], load: Load) -> Figures:
     """Tokens per second of each server when all requests are sent at once. The servers take turns."""
-    seen = {name: [await observe(url, crowd)] for name, url in servers.items()}
+    seen = {name: [await observe(url, load)] for name, url in servers.items()}
     longest = max(observations[0].seconds for observations in seen.values())
     for _ in range(1, rounds_for(longest)):
         for name, url in servers.items():
-            seen[name].append(await observe(url, crowd))
+            seen[name].append(await observe(url, load))
     return {name: median([one.tokens_per_second for one in seen[name]]) for name in servers}
 
 
@@ -126,10 +126,10 @@ async def late_figures(url: str) -> Figures:
     return {"late_alone_ms": 1000 * median(alone), "late_ms": 1000 * median(late)}
 
 
-async def new_steps(client: Client, crowd: Awaitable[object]) -> list[Step]:
+async def new_steps(client: Client, running: Awaitable[object]) -> list[Step]:
     """The forward passes that a server runs for these requests."""
     before = (await client.idle())["steps"]
-    await crowd
+    await running
     return [step for step in await client.steps() if step.number > before]
 
 
@@ -228,10 +228,10 @@ LATENCY_ROWS = {
 def latency_figures(observations: Sequence[Observation]) -> Figures:
     """Medians over the rounds; the /health probes of all rounds together."""
     health = [seconds for observation in observations for _, seconds in observation.health]
-    everyone = [measurement for observation in observations for measurement in observation.measurements]
+    measurements = [measurement for observation in observations for measurement in observation.measurements]
     return {
-        "first_token_ms": 1000 * median([one.ttft for one in everyone]),
-        "complete_ms": 1000 * median([one.e2el for one in everyone]),
+        "first_token_ms": 1000 * median([one.ttft for one in measurements]),
+        "complete_ms": 1000 * median([one.e2el for one in measurements]),
         "tokens_per_second": median([one.tokens_per_second for one in observations]),
         "health_median_ms": 1000 * median(health),
         "health_p95_ms": 1000 * percentile(health, 95),
@@ -240,7 +240,7 @@ def latency_figures(observations: Sequence[Observation]) -> Figures:
 
 
 async def beside_a_long_prompt(
-    url: str, streams: Crowd, long: Request
+    url: str, streams: Load, long: Request
 ) -> tuple[list[Measurement], Measurement]:
     """Streams, and a long prompt from another client, sent when the first stream has twenty tokens."""
     begun = asyncio.Event()
@@ -286,13 +286,13 @@ async def talk(url: str, seconds: float) -> Observation:
 
 
 def talk_figures(observations: Sequence[Observation]) -> Figures:
-    everyone = [measurement for observation in observations for measurement in observation.measurements]
-    gaps = [gap for measurement in everyone for gap in measurement.itl]
+    measurements = [measurement for observation in observations for measurement in observation.measurements]
+    gaps = [gap for measurement in measurements for gap in measurement.itl]
     health = [seconds for observation in observations for _, seconds in observation.health]
     return {
         "tokens_per_second": median([one.tokens_per_second for one in observations]),
-        "first_token_ms": 1000 * median([one.ttft for one in everyone]),
-        "complete_ms": 1000 * median([one.e2el for one in everyone]),
+        "first_token_ms": 1000 * median([one.ttft for one in measurements]),
+        "complete_ms": 1000 * median([one.e2el for one in measurements]),
         "itl_median_ms": 1000 * median(gaps),
         "itl_p99_ms": 1000 * percentile(gaps, 99),
         "health_median_ms": 1000 * median(health),
