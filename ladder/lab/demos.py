@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ladder.lab import plots, scenes
 from ladder.lab.client import Client
-from ladder.lab.scenes import Load, Figures, Observation, Scene
+from ladder.lab.scenes import Figures, Load, Observation, Scene
 from ladder.lab.show import Contender, Show
 
 __all__ = [

@@ -41,9 +41,7 @@ class GenerateRequest(BaseModel):
     ] = 1.0
     seed: Annotated[
         int | None,
-        Field(
-            description="The same seed gives the same text; in float32 whatever other requests share the batch."
-        ),
+        Field(description="The same seed gives the same text; in float32 in any batch."),
     ] = None
     stream: Annotated[bool, Field(description="Send each token as a server-sent event.")] = False
 
