@@ -208,7 +208,7 @@ async def lease(request: Request, version: Annotated[wire.Wish, Query()] = "defa
 Leased = Annotated[Lease, Depends(lease)]
 
 
-def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
+def create_app(engine: Engine, rung: Rung = RUNG, page: str = "models") -> FastAPI:
     """The web side. Rung 11 adds to it."""
 
     @asynccontextmanager
@@ -220,7 +220,7 @@ def create_app(engine: Engine, rung: Rung = RUNG, *pages: str) -> FastAPI:
     app = FastAPI(title=rung.title, lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
     app.state.engine = engine
     add_error_handlers(app)
-    add_page(app, rung, "page_models", *pages)
+    add_page(app, rung, page)
     add_registry(app, engine.registry)
     add_books(app, engine.books, MAIN, engine.config.split)
 

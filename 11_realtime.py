@@ -278,7 +278,7 @@ def create_app(engine: Engine) -> FastAPI:
             raise HTTPException(403, "this origin may not train")
         return engine.trainer.stream(epochs)
 
-    app: FastAPI = rung_10.create_app(engine.predicting, describe(__file__, __doc__), "page_realtime")
+    app: FastAPI = rung_10.create_app(engine.predicting, describe(__file__, __doc__), "realtime")
     app.include_router(router)
     app.add_middleware(Metered, meter=engine.meter)
     return app

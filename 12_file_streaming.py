@@ -216,7 +216,7 @@ def create_app(engine: Engine) -> FastAPI:
     # Without redirects, because they would repeat a hostile path.
     app = FastAPI(title=RUNG.title, redirect_slashes=False, lifespan=engine.transfers.sweeping)
     add_file_error_handlers(app)
-    add_page(app, RUNG, "page_files")
+    add_page(app, RUNG, "files")
     guard(app, [engine.config.host, *engine.config.hosts.split(",")])
 
     @app.api_route("/stream-video/{filename}", methods=["GET", "HEAD"])

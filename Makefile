@@ -4,10 +4,10 @@ RUN := .venv/bin/python
 
 .PHONY: help demo test check model predictors figures clip notebooks lab clean
 
-help:  ## Show what can be made
+help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-demo: .venv/installed  ## Install everything, then watch rung 04 against rung 03
+demo: .venv/installed  ## Install everything, then compare rung 04 with rung 03
 	$(RUN) 04_continuous_batching.py --demo
 
 test: .venv/installed  ## Run the tests
@@ -22,18 +22,18 @@ model: .venv/installed  ## Train the bundled model again (about half an hour on 
 	$(RUN) -m training.train
 	$(RUN) -m training.revise
 
-figures: .venv/installed  ## Measure every rung (under 40 minutes on two cores), then draw and fill in the numbers
+figures: .venv/installed  ## Measure every rung (under 40 minutes on two cores), draw the figures, update numbers in texts
 	$(RUN) benchmarks/run.py
 	$(RUN) benchmarks/plot.py
 	$(RUN) -m benchmarks.claims
 
-clip: .venv/installed  ## Make the clip that rung 12 plays (needs Chromium)
+clip: .venv/installed  ## Render the clip that rung 12 plays (needs Chromium)
 	$(RUN) -m benchmarks.clip
 
 predictors: .venv/installed  ## Train the predictors of rungs 10 and 11 again (a quarter of a minute)
 	$(RUN) -m training.predictors
 
-notebooks: .venv/installed  ## Run all notebooks again and keep their outputs
+notebooks: .venv/installed  ## Run all notebooks again and save their outputs
 	$(RUN) -m notebooks.execute
 
 lab: .venv/bin/jupyter-lab  ## Open the notebooks in Jupyter

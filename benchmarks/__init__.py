@@ -1,5 +1,6 @@
-"""Measurements too long for a demo. Each is run by `python -m benchmarks.NAME` and keeps its raw samples.
+"""Measurements that take too long for a demo.
 
-Results name the machine, the command and the commit; they are committed in `results/`, and every figure
-in the texts of this repository that is not a demo's own stands there.
+Each runs as `python -m benchmarks.NAME` and keeps its raw samples. Each result names machine, command and
+commit. The results are committed in `results/`; the measured numbers in the texts of this repository come
+from there.
 """

@@ -1,4 +1,4 @@
-"""A headless Chromium for the page: for its tests, and for the pictures in the README."""
+"""A headless Chromium, for the tests of the pages and for the screenshots in the README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ladder.errors import UserError
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = "no Chromium on this machine; on Debian: apt-get install chromium"
 
-# It asks nobody but our servers: what else a browser does in the background is switched off.
+# Background services are off, so that the browser contacts only our servers.
 FLAGS = (
     "--disable-gpu",
     "--disable-quic",
@@ -26,7 +26,7 @@ FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """The installed browser; Playwright would download one of its own."""
+    """The path of the installed browser. Playwright alone would download another."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -35,7 +35,7 @@ def chromium() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
         raise UserError(MISSING)
-    # As root, which is who runs in many containers, Chromium starts only without its sandbox.
+    # As root, the usual user of a container, Chromium starts only without its sandbox.
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=[*FLAGS, *sandbox])

@@ -1,16 +1,15 @@
-"""Choices that were made for the engine's sake, each beside what was not chosen; NOTES.md explains them.
+"""Measures the design choices of the engine, each beside its alternatives; NOTES.md explains them.
 
     python -m benchmarks.choices [--rounds 15]
 
 The alternatives of a choice take turns; a figure is the median of the rounds, in milliseconds. Steps are
-those of `random:smollm2-135m`, each request with 64 tokens behind it.
+those of `random:smollm2-135m`; each request has 64 tokens in the KV cache.
 """
 
 from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import gc
 import math
 import os
@@ -19,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,9 +27,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.products import LAYERS, SHAPES, make_layers, seconds as seconds_of_products
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.products import LAYERS, SHAPES, make_layers, plain, seconds as seconds_of_products
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.llm import linear
 from ladder.llm.decoder import Decoder
 from ladder.llm.linear import Linear
@@ -40,11 +37,11 @@ from ladder.stats import median
 
 MODEL = "random:smollm2-135m"
 BEHIND = 64
-"""Tokens of each request that are in the cache already."""
+"""Tokens of each request that are already in the KV cache."""
 
 Seconds = Callable[[], float]
 Choice = Mapping[str, Seconds]
-"""By name, what was chosen and what was not; each does its work once and says how long it took."""
+"""The alternatives by name. Calling one runs its work once and returns the seconds it took."""
 
 
 def timed(work: Callable[[], object], times: int = 1) -> Seconds:
@@ -68,7 +65,7 @@ def having(place: object, name: str, value: object) -> Iterator[None]:
 
 
 def step(decoder: Decoder, slots: Sequence[int]) -> Seconds:
-    """A token for each of these slots; they are as long before every step as before the first."""
+    """A decode step for these slots. Their lengths are reset before each step."""
     cache = decoder.new_cache(max(slots) + 1, 2 * BEHIND)
     dtype = decoder.cache_dtype
 
@@ -87,7 +84,7 @@ def step_with_cache(decoder: Decoder, dtype: torch.dtype, rows: int) -> Seconds:
 
 
 def prompts(decoder: Decoder, wide: int) -> Seconds:
-    """Four prompts of 64 tokens in a pass; from `wide` rows on, bfloat16 products are done in float32."""
+    """Four prompts of 64 tokens in one pass; from `wide` rows on, bfloat16 is multiplied in float32."""
     cache = decoder.new_cache(4, BEHIND)
 
     def prefill() -> None:
@@ -99,7 +96,7 @@ def prompts(decoder: Decoder, wide: int) -> Seconds:
 
 
 def first_prompt(decoder: Decoder, written: bool) -> Seconds:
-    """The first request of a server, whose cache was written to before, or only promised by the system."""
+    """The first request of a server, with a KV cache that was written before, or only reserved by the OS."""
 
     def seconds() -> float:
         cache = decoder.new_cache(32, 1024)
@@ -112,7 +109,7 @@ def first_prompt(decoder: Decoder, written: bool) -> Seconds:
 
 
 def collection(frozen: bool) -> Seconds:
-    """A full collection of everything that a loaded server has in memory."""
+    """A full garbage collection in a process that has loaded a model."""
 
     def seconds() -> float:
         if frozen:
@@ -139,7 +136,7 @@ def int8_by(engine: str) -> Callable[[Tensor, None], Linear]:
 
 
 def int8_by_row(weight: Tensor, _: None) -> Linear:
-    """Each row of the inputs is brought to the range -1 to 1: no row is rounded by the largest of others."""
+    """Each input row is scaled to -1 … 1 by itself, so that its rounding does not depend on other rows."""
     scales = weight.abs().amax(dim=1).double() / 127
     zeros = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings(), having(torch.backends.quantized, "engine", "x86"):
@@ -169,10 +166,6 @@ def packed_float32(weight: Tensor, _: None) -> Linear:
     return lambda x: product(x, packed, None, "none", [], "")
 
 
-def plain_float32(weight: Tensor, _: None) -> Linear:
-    return lambda x: F.linear(x, weight)
-
-
 def norm_by_hand(x: Tensor, weight: Tensor) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
 
@@ -183,7 +176,7 @@ def attention_by_hand(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def choices() -> dict[str, Choice]:
-    """What was chosen stands first."""
+    """Every choice; the alternative that the engine uses stands first."""
     dtypes = ("int8", "bfloat16", "float32")
     models = {dtype: load_model(MODEL, dtype=dtype, device="cpu").decoder for dtype in dtypes}
     eight, sixteen = models["int8"], models["bfloat16"]
@@ -229,7 +222,7 @@ def choices() -> dict[str, Choice]:
         },
         **{
             f"float32 products, {rows} rows": {
-                "F.linear": products(plain_float32, torch.float32, rows),
+                "F.linear": products(plain, torch.float32, rows),
                 "packed for oneDNN": products(packed_float32, torch.float32, rows),
             }
             for rows in (1, 4)
@@ -261,9 +254,9 @@ def measure(rounds: int, console: Console) -> dict[str, dict[str, float]]:
 
 
 def with_a_second_thread(rounds: int) -> dict[str, float]:
-    """A step in the thread that has always run them; then in another, while the first one's helpers live on.
+    """A step in the thread that has run all steps so far; then in a second one, beside the first's helpers.
 
-    What a process has once started it cannot undo, so this comes last, and in this order.
+    A process cannot stop the helper threads of OpenMP, so this measurement comes last, in this order.
     """
     decoder = load_model(MODEL, dtype="int8", device="cpu").decoder
     one_step = step(decoder, range(16))
@@ -279,10 +272,7 @@ def with_a_second_thread(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "choices.json", help="file for the figures")
-    options = parser.parse_args()
+    options = rounds_parser(__doc__, 15, RESULTS / "choices.json").parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.choices"):
         milliseconds = measure(options.rounds, console)

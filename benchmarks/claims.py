@@ -1,17 +1,17 @@
-"""Numbers in texts that know where they come from.
+"""Compares the measured numbers in texts with the results, or fills them in.
 
     python -m benchmarks.claims           fill the numbers in from the results
-    python -m benchmarks.claims --check   only say which are not what was measured
+    python -m benchmarks.claims --check   only list the numbers that differ from the results
 
-In a text a measured number is followed by a comment that no reader sees:
+A comment, invisible to readers, follows each measured number:
 
     The first token came after 152 ms<!-- burst/summary/04/burst/median_ttft_ms/median -->.
 
-The comment is a path into `benchmarks/results/burst.json`. ` over ` divides by a second path, or by a number:
-`<!-- burst/… over 1000 -->` makes seconds of milliseconds. The number keeps the decimals that it has in the
-text. A number that is chosen, not measured, says so: `50 ms<!-- chosen -->`. The unit may stand between.
+The comment is a path into `benchmarks/results/burst.json`. ` over ` divides one path or number by another:
+`<!-- burst/… over 1000 -->` converts milliseconds to seconds. The number keeps the decimals of the text. A
+setting, which is not measured, is marked too: `50 ms<!-- chosen -->`. A unit may stand between.
 
-A sentence that says which of two is the lesser holds only as long as the results say so too:
+A sentence that compares two results can be checked as well:
 
     With chunks the others wait less<!-- long_prompt/…/04/… less than long_prompt/…/04, whole/… -->.
 """
@@ -24,16 +24,15 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from benchmarks import definitions
-from benchmarks.results_file import RESULTS
+from benchmarks.results_file import RESULTS, Result
 from ladder import ROOT
 from ladder.errors import UserError
 
@@ -49,26 +48,26 @@ UNITS = (
     r"|tokens/s|requests/s|tokens a second|a second"
 )
 MEASURED = re.compile(rf"(?<![\w.,-]){NUMBER} ?(?:{UNITS})(?![\w/])|(?<=\|) *(?!0\d){NUMBER} *(?=\|)")
-"""A number with a unit of something that is measured, or alone in a cell of a table."""
+"""A number with a unit of measurement, or alone in a cell of a table."""
 
 ELSEWHERE = {
     "training": ROOT / "training" / "report.json",
     "predictors": ROOT / "ladder" / "data" / "predictors" / "index.json",
 }
-"""Results that do not lie with the others."""
+"""Results outside the folder of results."""
 
 
 class NotMeasured(Exception):
-    """A path that leads to no result."""
+    """A path that leads to no number in the results."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    text: str  # the number as it stands
+    text: str  # the number as the text has it
     source: str
 
     def right(self, folder: Path = RESULTS) -> str:
-        """The number as it should stand, with as many decimals as it has."""
+        """The number from the results, with the decimals that the text has."""
         decimals = len(self.text.partition(".")[2])
         return f"{value_of(self.source, folder):,.{decimals}f}"
 
@@ -89,23 +88,25 @@ class Comparison:
 
 
 def value_of(source: str, folder: Path = RESULTS) -> float:
-    path, _, divisor = source.partition(" over ")
-    value = look_up(path, folder)
-    if not divisor:
-        return value
-    return value / (float(divisor) if re.fullmatch(r"[\d.]+", divisor) else look_up(divisor, folder))
+    dividend, divisor = (term_of(part, folder) for part in [*source.split(" over "), "1"][:2])
+    return dividend / divisor
+
+
+def term_of(text: str, folder: Path) -> float:
+    """A number, or the result at a path."""
+    return float(text) if re.fullmatch(r"[\d.]+", text) else look_up(text, folder)
 
 
 def look_up(path: str, folder: Path) -> float:
     name, *keys = path.split("/")
     try:
-        found: Any = (
-            definitions.compute(folder)
-            if name == "definitions"
-            else result_of(ELSEWHERE.get(name, folder / f"{name}.json"))
-        )
+        found: object
+        if name == "definitions":
+            found = definitions.compute(folder)
+        else:
+            found = result_of(ELSEWHERE.get(name, folder / f"{name}.json"))
         for key in keys:
-            found = found[int(key)] if isinstance(found, list) else found[key]
+            found = found[int(key)] if isinstance(found, list) else children(found)[key]
     except (OSError, LookupError, ValueError, StopIteration):
         raise NotMeasured(f"no result at {path}") from None
     if not isinstance(found, int | float):
@@ -113,9 +114,15 @@ def look_up(path: str, folder: Path) -> float:
     return found
 
 
+def children(found: object) -> Mapping[str, object]:
+    """A JSON object's members; a number or a text has none."""
+    return found if isinstance(found, dict) else {}
+
+
 @cache
-def result_of(file: Path) -> Any:
-    return json.loads(file.read_text())
+def result_of(file: Path) -> Result:
+    result: Result = json.loads(file.read_text())
+    return result
 
 
 def claims_in(text: str) -> list[Claim]:
@@ -129,7 +136,7 @@ def comparisons_in(text: str) -> list[Comparison]:
 
 
 def wrong(text: str, folder: Path = RESULTS) -> list[str]:
-    """What a text says that was not measured so, a line each."""
+    """The claims of a text that the results contradict, one line each."""
     found = []
     for claim in claims_in(text):
         try:
@@ -143,13 +150,13 @@ def wrong(text: str, folder: Path = RESULTS) -> list[str]:
 
 
 def without_source(text: str) -> list[str]:
-    """Numbers with a unit of measurement that do not say where they come from, code left out."""
+    """Numbers with a unit of measurement but without a source; code is left out."""
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", prose_of(text), flags=re.DOTALL)
     return [number.strip() for number in MEASURED.findall(CLAIM.sub("", prose))]
 
 
 def prose_of(text: str) -> str:
-    """Of a notebook, what stands between its cells of code; any other text is all prose."""
+    """The Markdown cells of a notebook; any other text as it is."""
     if not text.startswith("{"):
         return text
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
@@ -166,14 +173,14 @@ def filled_in(text: str, folder: Path = RESULTS) -> str:
 
 
 def texts() -> list[Path]:
-    """Every text that makes such claims, notebooks included: a comment of theirs stands in the same way."""
+    """Every text that makes such claims, notebooks included: Markdown cells hide the same comments."""
     found = [*ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *ROOT.glob("docs/**/*.md")]
     return sorted([*found, *ROOT.glob("notebooks/*.ipynb")])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, only say what is not right")
+    parser.add_argument("--check", action="store_true", help="change nothing, only list what is wrong")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     with errors_in_one_line("benchmarks.claims"):
@@ -190,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise UserError(f"{os.path.relpath(file)}: {reason}") from None
         if options.check and mistakes:
             raise UserError(
-                f"{mistakes} numbers are not what was measured; python -m benchmarks.claims mends them"
+                f"{mistakes} numbers differ from the results; python -m benchmarks.claims corrects them"
             )
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.clip
 
-What it shows was measured: both servers are started, and tell which request had which row of which forward
-pass. A headless Chromium draws the frames and encodes them, and draws the picture that the page shows
-before the clip is played.
+The clip shows measured data: both servers run, and `GET /steps` tells which request had which row of which
+forward pass. A headless Chromium draws and encodes the frames. It also draws the poster, the picture that the
+page shows before the clip is played.
 """
 
 from __future__ import annotations
@@ -12,29 +12,36 @@ from __future__ import annotations
 import asyncio
 import base64
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from benchmarks.browser import chromium
 from benchmarks.screenshots import save
 from benchmarks.webm import Frame, webm
 from ladder import ROOT
-from ladder.engine.trace import Step
+from ladder.engine.trace import Kind, Step
 from ladder.lab.launch import running_rungs
 from ladder.lab.scenes import STREAM, arrivals, warm_up
 
 CLIP = ROOT / "ladder" / "data" / "clips" / "batching.webm"
-POSTER = ROOT / "ladder" / "page_files" / "batching.png"
+POSTER = ROOT / "ladder" / "pages" / "files" / "batching.png"
 PAGE = Path(__file__).with_name("clip.html")
 WIDTH, HEIGHT = 960, 540
 FRAMES_PER_SECOND = 12
 SECONDS = 16
-TELLING = 0.85
-"""How far the clip is when it shows what it is about, as a share of the longer run."""
+POSTER_AT = 0.85
+"""The moment of the poster, as a share of the longer run: rung 04 has finished, rung 03 has not."""
 RUNGS = {"03_batching.py": "Rung 03: batching", "04_continuous_batching.py": "Rung 04: continuous batching"}
 
 
-def numbered(steps: list[Step]) -> list[dict[str, Any]]:
-    """The steps with requests counted from 0 in the order of their arrival."""
+class DrawnStep(TypedDict):
+    """A forward pass as clip.html draws it; each row is (slot, request, whether the row is used)."""
+
+    kind: Kind
+    rows: list[tuple[int, int, bool]]
+
+
+def numbered(steps: list[Step]) -> list[DrawnStep]:
+    """The steps, with requests numbered from 0 in the order of their arrival."""
     order = sorted({row.request for step in steps for row in step.rows})
     return [
         {"kind": step.kind, "rows": [(row.slot, order.index(row.request), row.used) for row in step.rows]}
@@ -42,7 +49,7 @@ def numbered(steps: list[Step]) -> list[dict[str, Any]]:
     ]
 
 
-async def measure(urls: list[str]) -> list[list[dict[str, Any]]]:
+async def measure(urls: list[str]) -> list[list[DrawnStep]]:
     scenes = []
     for url in urls:
         await warm_up(url, STREAM)
@@ -59,7 +66,7 @@ def main() -> None:
         "height": HEIGHT,
         "rate": FRAMES_PER_SECOND,
         "seconds": SECONDS,
-        "poster": TELLING,
+        "poster": POSTER_AT,
         "panels": panels,
     }
     with chromium() as browser:

@@ -1,9 +1,9 @@
-"""What different tools call TPOT and ITL, computed from one and the same trace.
+"""Computes what different tools call TPOT and ITL from the same trace.
 
     python -m benchmarks.definitions
 
-The trace is a committed run of `benchmarks/run.py`: when each request was sent, when each of its tokens came.
-Each function here says in its first line which tool counts so, as its source has it.
+The trace is a committed run of `benchmarks/run.py`: the times at which each request was sent and each of its
+tokens arrived. The first line of each function names the tools whose source counts this way.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,14 +22,14 @@ from benchmarks.results_file import RESULTS
 from ladder.stats import percentile
 
 SCENARIO, CONTENDER, LABEL = "long_prompt", "04, prompts whole", "1024"
-"""Four streams that are interrupted once, for as long as a long prompt takes."""
+"""Four streams that stall once, while a long prompt is prefilled in one pass."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Seconds since it was sent."""
+    """The times of one request, in seconds since it was sent."""
 
-    tokens: tuple[float, ...]  # when each came
+    tokens: tuple[float, ...]  # when each token arrived
     ended: float  # when the stream was closed
 
     @property
@@ -49,32 +49,32 @@ Trace = Sequence[Request]
 
 
 def tpot_of_vllm(trace: Trace) -> list[float]:
-    """vLLM's TPOT, AIPerf's ITL: from the first token to the last, over the gaps; one a request."""
+    """vLLM's TPOT, AIPerf's ITL: from the first token to the last, over the gaps; one value per request."""
     return [(one.last - one.first) / (one.count - 1) for one in trace]
 
 
 def tpot_of_this_repository(trace: Trace) -> list[float]:
-    """Ours and SGLang's: the same up to the end of the stream, as E2EL is understood here."""
+    """This repository's TPOT, and SGLang's: the same, but up to the end of the stream, where E2EL ends."""
     return [(one.ended - one.first) / (one.count - 1) for one in trace]
 
 
 def tpot_of_guidellm(trace: Trace) -> list[float]:
-    """GuideLLM's TPOT: from sending to the last token, over all tokens. It contains TTFT."""
+    """GuideLLM's TPOT: from sending to the last token, over all tokens. It includes TTFT."""
     return [one.last / one.count for one in trace]
 
 
 def itl_of_llmperf(trace: Trace) -> list[float]:
-    """LLMPerf's ITL: TTFT and all gaps together, over all tokens; one a request."""
+    """LLMPerf's ITL: TTFT and all gaps together, over all tokens; one value per request."""
     return [(one.first + sum(gaps(one))) / one.count for one in trace]
 
 
 def itl_of_vllm(trace: Trace) -> list[float]:
-    """vLLM's ITL, and SGLang's if a chunk is a token: every single gap of every request."""
+    """vLLM's ITL, and SGLang's if a chunk is one token: every single gap of every request."""
     return [gap for one in trace for gap in gaps(one)]
 
 
 def gaps(one: Request) -> list[float]:
-    return [later - earlier for earlier, later in zip(one.tokens, one.tokens[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(one.tokens)]
 
 
 DEFINITIONS: dict[str, Callable[[Trace], list[float]]] = {
@@ -94,22 +94,15 @@ def read_trace(folder: Path = RESULTS) -> Trace:
         if (run["contender"], run["label"], run["group"], run["round"]) == (CONTENDER, LABEL, "streams", 1)
     )
     return [
-        Request(tuple(accumulated(first, itl)), ended)
+        Request(tuple(accumulate(itl, initial=first)), ended)
         for first, itl, ended in zip(run["ttfts"], run["itls"], run["latencies"], strict=True)
     ]
 
 
-def accumulated(first: float, itl: Sequence[float]) -> list[float]:
-    times = [first]
-    for gap in itl:
-        times.append(times[-1] + gap)
-    return times
-
-
-def compute(folder: Path = RESULTS) -> dict[str, Any]:
+def compute(folder: Path = RESULTS) -> dict[str, dict[str, float]]:
     """Mean, median and 99th percentile in milliseconds under each definition."""
     trace = read_trace(folder)
-    figures: dict[str, Any] = {}
+    figures: dict[str, dict[str, float]] = {}
     for name, values_of in DEFINITIONS.items():
         values = [1000 * value for value in values_of(trace)]
         figures[name] = {"mean": fmean(values), "median": median(values), "p99": percentile(values, 99)}

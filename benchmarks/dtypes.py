@@ -1,9 +1,10 @@
-"""What do fewer bits cost in quality? The bundled model in each dtype, on held-out sums and on fresh text.
+"""Measures the quality of the bundled model in each dtype, on held-out sums and on fresh text.
 
     python -m benchmarks.dtypes
 
-Accuracy is exact greedy answers to sums and differences; the held-out pairs were never trained on. Perplexity
-is that of the answers of 200 documents drawn anew (the kinds of text it was trained on, with another seed).
+Accuracy is the share of exact greedy answers to sums and differences; the held-out pairs are not in the
+training data. Perplexity is that of the answers of 200 new documents (of the kinds in the training data,
+with another seed).
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from training.corpus import Document
 
 DOCUMENTS = 200
 SEED = 20_000
-"""No training run has drawn from it."""
+"""No training run uses this seed."""
 
 
 def tokens_of(model: Model, document: Document) -> tuple[list[int], list[int]]:
-    """The prompt, and the answer with its end."""
+    """The tokens of the prompt, and those of the answer with its end token."""
     answer = [*model.tokenizer.encode(document.answer), *model.stop_ids]
     return model.tokenizer.encode(document.prompt), answer
 
 
 def exact_answers(model: Model, documents: Sequence[Document]) -> list[bool]:
-    """Rung 04's engine answers all of them, in batches."""
+    """Whether rung 04's engine gives the exact answer to each; it runs them in batches."""
     core = import_rung("04_continuous_batching").EngineCore(model, EngineConfig())
     expected = {}
     for number, document in enumerate(documents):
@@ -54,7 +55,7 @@ def exact_answers(model: Model, documents: Sequence[Document]) -> list[bool]:
 
 
 def perplexity(model: Model, documents: Sequence[Document]) -> float:
-    """Of the answers' tokens, each predicted from the true ones before it."""
+    """The perplexity of the answers' tokens, each predicted from the true tokens before it."""
     loss, count = 0.0, 0
     for document in documents:
         prompt, answer = tokens_of(model, document)

@@ -1,31 +1,31 @@
-"""How fast are the engines? Rungs 02 to 05 and their peers, alternately, on the same weights.
+"""Measures the throughput of rungs 02 to 05 and of other engines, alternately, with the same weights.
 
     python -m benchmarks.engine [--model random:smollm2-135m] [--dtype bfloat16] [--rounds 5]
                                 [--concurrency 1 4 16 32] [--only NAME ...]
 
-A burst is N requests sent at once, each with 64 prompt tokens of its own and 64 greedy output tokens. Its
-speed is all of its output tokens, over the time from the first request until the last answer is complete:
-prefill counts. Nobody asks for /health meanwhile: only those that have it would pay for that.
-Every contender is a process of its own that is idle while the others are measured; they take turns.
+A burst is N requests sent at once, each with its own 64 prompt tokens and 64 greedy output tokens. Its speed
+is the number of its output tokens over the time from the first request to the end of the last response, so
+prefill counts. /health is not probed, because only some contenders have it and would pay for it.
+Each contender is a process of its own that is idle while another is measured; they take turns.
 """
 
 from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import asyncio
 import json
 import os
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from rich.console import Console
@@ -55,7 +55,7 @@ RUNGS = {
 LLAMA_CPP = "llama.cpp"
 PEERS = ("bare", "transformers", "handmade", LLAMA_CPP)
 NEEDS = {LLAMA_CPP: "xllamacpp"}
-"""What must have been installed for a peer; without it the others are measured."""
+"""The package that a peer needs. Without it, the others are measured."""
 RATIOS = (
     ("04", "02"),
     ("04", "transformers"),
@@ -68,7 +68,7 @@ RATIOS = (
 
 @dataclass(frozen=True)
 class Burst:
-    """One measurement: so many requests at once at one contender."""
+    """One measurement: requests sent at once to one contender."""
 
     contender: str
     concurrency: int
@@ -78,14 +78,14 @@ class Burst:
 
 @dataclass(frozen=True)
 class Asked:
-    """What one client wants, for a server and for a peer that takes tokens."""
+    """The request of one client, for a server and, as tokens, for a peer without HTTP."""
 
     request: Request
     prompt_ids: list[int]
 
 
 def asked_by(clients: int, model: str) -> list[Asked]:
-    """A prompt of its own for each client: nobody may keep what it has read for somebody else."""
+    """A different prompt per client, so that no engine can reuse the work of another request."""
     tokenizer = load_model(model).tokenizer
     requests = Server("").requests(clients, PROMPT_TOKENS, OUTPUT_TOKENS)
     found = [Asked(request, tokenizer.encode(request["prompt"])) for request in requests]
@@ -105,7 +105,7 @@ class OverHttp:
     async def burst(self, asked: Sequence[Asked]) -> Burst:
         seen = await observe(self.url, [one.request for one in asked], interval=None)
         assert all(one.done for one in seen.measurements)
-        # The hand-made server sends pieces of text, not tokens; its requests all have the same number.
+        # The hand-made server sends chunks of text, not tokens; its responses have equally many tokens.
         assert self.name == "handmade" or all(one.tokens == OUTPUT_TOKENS for one in seen.measurements)
         return Burst(
             self.name,
@@ -117,7 +117,7 @@ class OverHttp:
 
 @dataclass(frozen=True)
 class OverPipe:
-    """A peer without a server: it is told of a burst, and says how long it took."""
+    """A peer without a server: it reads a burst from its stdin and writes the seconds to its stdout."""
 
     name: str
     process: subprocess.Popen[str]
@@ -134,7 +134,7 @@ class OverPipe:
 
 @contextmanager
 def contenders(names: Sequence[str], model: str, dtype: str, console: Console) -> Iterator[list[Contender]]:
-    """Start them one after the other; they end with the block."""
+    """Start them one after the other; they stop at the end of the block."""
     started: list[Contender] = []
     with ExitStack() as stack:
         for name in names:
@@ -174,10 +174,10 @@ def start_server(name: str, model: str, dtype: str) -> ServerProcess:
 async def measure(
     running: Sequence[Contender],
     asked: Sequence[Asked],
-    options: argparse.Namespace,
+    options: Options,
     console: Console,
 ) -> list[Burst]:
-    """Round by round, so that a machine whose speed drifts does so for all. Ctrl-C keeps what there is."""
+    """Round by round, so that a drift of the machine's speed affects all. Ctrl-C keeps what was measured."""
     bursts: list[Burst] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     total = options.rounds * len(options.concurrency) * len(running)
@@ -210,17 +210,24 @@ def by_contender(bursts: Sequence[Burst]) -> Speeds:
 
 
 def ratio(speeds: Speeds, one: str, other: str, clients: int) -> list[float]:
-    """Round by round: both were measured within the same minute."""
+    """The ratio of each round, in which both were measured within a minute."""
     pairs = zip(speeds[one].get(clients, []), speeds[other].get(clients, []), strict=False)
     return [a / b for a, b in pairs]
 
 
-def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
-    """Medians, their spread, and the ratios that matter."""
+class Summary(TypedDict):
+    """Medians by contender or pair of contenders, and by concurrency."""
+
+    tokens_per_second: dict[str, dict[int, float]]
+    ratios: dict[str, dict[int, float]]
+
+
+def report(bursts: Sequence[Burst], console: Console) -> Summary:
+    """Print medians with their spread, and the ratios of RATIOS."""
     speeds = by_contender(bursts)
     concurrency = sorted({burst.concurrency for burst in bursts})
     table = Table("tokens/s", *(f"{clients} at once" for clients in concurrency))
-    summary: dict[str, Any] = {"tokens_per_second": {}, "ratios": {}}
+    summary: Summary = {"tokens_per_second": {}, "ratios": {}}
     for name, of_one in speeds.items():
         medians = {clients: median(of_one[clients]) for clients in concurrency if clients in of_one}
         summary["tokens_per_second"][name] = medians
@@ -239,8 +246,32 @@ def report(bursts: Sequence[Burst], console: Console) -> dict[str, Any]:
     return summary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    model: str
+    dtype: str
+    rounds: int
+    concurrency: Sequence[int]
+    only: Sequence[str]
+    output: Path
+
+    @property
+    def chosen(self) -> list[str]:
+        """The contenders. Transformers has no int8 of the rungs' kind."""
+        unable = ("transformers", "handmade") if self.dtype == "int8" else ()
+        return [name for name in self.only if name not in unable]
+
+    @property
+    def command(self) -> str:
+        flags = ["--model", self.model, "--dtype", self.dtype, "--rounds", str(self.rounds)]
+        flags += ["--concurrency", *map(str, self.concurrency), "--only", *self.chosen]
+        return shlex.join(["python", "-m", "benchmarks.engine", *flags])
+
+
+def read_options() -> Options:
+    parser = ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     names = [*RUNGS, *PEERS]
     best = "bfloat16" if onednn_has_bfloat16() else "float32"
     parser.add_argument("--model", default="random:smollm2-135m", help="default: %(default)s")
@@ -252,28 +283,26 @@ def main() -> None:
         "--only", nargs="+", choices=names, default=installed, metavar="NAME", help=", ".join(names)
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "engine.json", help="file for the samples")
-    options = parser.parse_args()
+    return Options(**vars(parser.parse_args()))
+
+
+def main() -> None:
+    options = read_options()
     console = Console()
     with errors_in_one_line("benchmarks.engine"):
-        # Transformers' models know no int8 of this kind.
-        chosen = [n for n in options.only if options.dtype != "int8" or n not in ("transformers", "handmade")]
         asked = asked_by(max(2, *options.concurrency), options.model)
-        with contenders(chosen, options.model, options.dtype, console) as running:
+        with contenders(options.chosen, options.model, options.dtype, console) as running:
             bursts = asyncio.run(measure(running, asked, options, console))
     summary = report(bursts, console)
-    flags = (
-        f"--model {options.model} --dtype {options.dtype} --rounds {options.rounds} "
-        f"--concurrency {' '.join(map(str, options.concurrency))} --only {shlex.join(chosen)}"
-    )
     result = {
-        "interrupted": len(bursts) < options.rounds * len(options.concurrency) * len(chosen),
+        "interrupted": len(bursts) < options.rounds * len(options.concurrency) * len(options.chosen),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
         "model": options.model,
         "summary": summary,
         "samples": [asdict(burst) for burst in bursts],
     }
-    write_result(options.output, f"python -m benchmarks.engine {flags}", result)
+    write_result(options.output, options.command, result)
     console.print(f"raw samples: {os.path.relpath(options.output)}")
 
 

@@ -1,12 +1,12 @@
-"""llama.cpp's server with the very weights that the rungs run, so that it can be held to the same ruler.
+"""Runs llama.cpp's server with the same weights as the rungs, so that both can be compared.
 
     pip install --editable '.[peers]'
-    python -m benchmarks.llama_cpp random:smollm2-135m int8      says `ready: URL`
+    python -m benchmarks.llama_cpp random:smollm2-135m int8      prints `ready: URL`
     python benchmarks/run.py --url URL/v1/completions --name llama.cpp
 
-int8 stands for its Q8_0, which has a scale for every 32 weights. It may not keep what it has read of a prompt
-for the next one that begins alike: no rung does. The wheel of xllamacpp makes no use of a processor's newer
-instructions; one that is built where it runs is faster.
+int8 stands for its Q8_0, which has one scale per 32 weights. Its prompt cache is off, because rungs 02 to 05
+have none. The wheel of xllamacpp does not use a processor's newer instructions; a build on the machine
+itself is faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
@@ -28,6 +28,13 @@ from benchmarks.peers import save_checkpoint
 from ladder.errors import UserError
 from ladder.lab.launch import READY
 from ladder.llm.loading import RANDOM_SHAPES
+
+if TYPE_CHECKING:  # optional packages, imported where they are used
+    import gguf
+    import xllamacpp
+
+Json = dict[str, Any]
+"""A tokenizer.json, parsed."""
 
 SLOTS, CONTEXT = 32, 2048
 
@@ -45,7 +52,7 @@ NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-"""Transformers' names for the parts of a Llama, and GGUF's."""
+"""The names of a Llama's tensors: transformers' and GGUF's."""
 
 
 def gguf_name(name: str) -> str:
@@ -57,12 +64,12 @@ def gguf_name(name: str) -> str:
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp turns neighbours in rotary embedding, where transformers turns pairs half a head apart."""
+    """Reorder for rotary embedding: llama.cpp rotates neighbours, transformers pairs half a head apart."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def write_gguf(directory: Path, file: Path, dtype: str) -> None:
-    """A Llama checkpoint of transformers as the one file that llama.cpp reads."""
+    """Convert a Llama checkpoint of transformers to a GGUF file."""
     import gguf
     from safetensors.torch import load_file
 
@@ -89,17 +96,17 @@ def write_gguf(directory: Path, file: Path, dtype: str) -> None:
         if count := heads.get(target.split(".")[-2]):
             weight = interleaved(weight, count)
         values = weight.float().numpy()
-        as_it_is = values.ndim == 1
-        data = values if as_it_is else gguf.quants.quantize(values, kind)
-        writer.add_tensor(target, data, raw_dtype=None if as_it_is else kind)
+        is_vector = values.ndim == 1  # norms stay in float32
+        data = values if is_vector else gguf.quants.quantize(values, kind)
+        writer.add_tensor(target, data, raw_dtype=None if is_vector else kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def add_tokenizer(writer: Any, tokenizer: dict[str, Any]) -> None:
-    """Byte-level BPE, as the bundled tokenizer and all that are made from it."""
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Json) -> None:
+    """Write byte-level BPE, the kind of the bundled tokenizer and of the random models' tokenizers."""
     import gguf
 
     special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
@@ -117,7 +124,7 @@ def add_tokenizer(writer: Any, tokenizer: dict[str, Any]) -> None:
     writer.add_add_bos_token(False)
 
 
-def serve(file: Path) -> Any:
+def serve(file: Path) -> xllamacpp.Server:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -139,7 +146,7 @@ def main() -> None:
     with errors_in_one_line("benchmarks.llama_cpp"), tempfile.TemporaryDirectory() as folder:
         shape = model.removeprefix("random:")
         if RANDOM_SHAPES.get(shape, {}).get("model_type") != "llama":
-            raise UserError(f"{model}: only a random model of Llama's architecture is converted here")
+            raise UserError(f"{model}: only a random model of Llama's architecture can be converted")
         if missing := [name for name in ("xllamacpp", "gguf") if find_spec(name) is None]:
             raise UserError(f"{' and '.join(missing)} must be installed: pip install --editable '.[peers]'")
         checkpoint = Path(folder)

@@ -1,8 +1,8 @@
-"""From what the clients saw to figures, under the names that `vllm bench serve` gives them.
+"""Computes the metrics from what the clients measured, under the names that `vllm bench serve` uses.
 
-A record holds the figures of one run and the raw samples that they follow from: `start_times`, `ttfts`,
-`itls` and `latencies` (E2EL), in seconds, a place for each request that was answered. Percentiles are values
-that were measured (nearest rank), where numpy, and so vLLM, interpolates.
+A record holds the metrics of one run and its raw samples: `start_times`, `ttfts`, `itls` and `latencies`
+(E2EL) in seconds, one entry per completed request. Percentiles are measured values (nearest rank); vLLM uses
+numpy, which interpolates.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from ladder.lab.scenes import Figures, Probe
 from ladder.stats import median, percentile
 
 Record = dict[str, Any]
+"""The metrics and samples of one run, as JSON reads and writes them."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What a user is content with; goodput counts only requests that meet both. In milliseconds.
+class LatencyTarget:
+    """The latency target (SLO) in milliseconds. Goodput counts only the requests that meet both bounds.
 
-    An answer that came at once has its first token when it has its last: it is judged by TTFT alone.
+    For a response without streaming, only TTFT counts: it has no time per token.
     """
 
     ttft: float = 500
@@ -36,19 +37,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Played:
-    """What happened in one run of a scenario: requests in groups, the answers of /health, other figures."""
+    """One run of a scenario: requests in groups, the /health probes, other figures."""
 
     groups: Mapping[str, Sequence[Measurement]]
     health: Sequence[Probe] = ()
     figures: Mapping[str, float] | None = None
 
 
-def records(played: Played, objective: Objective) -> list[Record]:
-    """One for each group; how /health answered stands in the first."""
+def records(played: Played, target: LatencyTarget) -> list[Record]:
+    """One record per group; the first also has the /health probes and the other figures."""
     found = []
     for number, (group, measurements) in enumerate(played.groups.items()):
         record: Record = {"group": group} if group else {}
-        record |= summarise(measurements, objective)
+        record |= summarise(measurements, target)
         if number == 0:
             record |= played.figures or {}
             record |= of_health(played.health, min(one.sent for one in measurements))
@@ -56,13 +57,13 @@ def records(played: Played, objective: Objective) -> list[Record]:
     return found
 
 
-def summarise(measurements: Sequence[Measurement], objective: Objective) -> Record:
-    """The figures of requests that ran together, then the samples."""
+def summarise(measurements: Sequence[Measurement], target: LatencyTarget) -> Record:
+    """The metrics of requests that ran together, then the samples."""
     completed = sorted((one for one in measurements if one.done and one.tokens), key=lambda one: one.sent)
     started = min(one.sent for one in measurements)
     duration = max(one.ended for one in measurements) - started
     output_tokens = sum(one.tokens for one in completed)
-    good = sum(objective.met(one) for one in completed)
+    good = sum(target.met(one) for one in completed)
     record: Record = {
         "duration": rounded(duration),
         "completed": len(completed),
@@ -106,7 +107,7 @@ def spread(name: str, seconds: Sequence[float]) -> Figures:
 
 
 def of_health(health: Sequence[Probe], started: float) -> Record:
-    """How long /health took to answer, and every answer as (when it was asked, seconds)."""
+    """How long /health took, and every probe as (when it was sent, seconds until the response)."""
     if not health:
         return {}
     waits = [1000 * seconds for _, seconds in health]
@@ -119,17 +120,17 @@ def of_health(health: Sequence[Probe], started: float) -> Record:
 
 
 def came_at_once(one: Measurement) -> bool:
-    """Without streaming: then there is no time per token, rather than one of 0 ms that nobody can beat."""
+    """Whether the response was not streamed. It then has no time per token; 0 ms would beat every other."""
     return one.total_ms is not None
 
 
 def gaps(one: Measurement) -> list[float]:
-    """An answer that came all at once has no gaps between its tokens, rather than many of length zero."""
+    """The inter-token latencies. A response without streaming has none, rather than many of length zero."""
     return [] if came_at_once(one) else one.itl
 
 
 def input_tokens(one: Measurement) -> int:
-    """The prompts here are words of which each is one token."""
+    """The prompts of the benchmark consist of words that are one token each."""
     return len(one.prompt.split())
 
 
@@ -138,7 +139,7 @@ def server_seconds(milliseconds: float | None) -> float | None:
 
 
 def rounded(value: float) -> float:
-    """A hundredth of a millisecond is finer than anything that is measured here."""
+    """To a hundredth of a millisecond, finer than anything that is measured here."""
     return round(value, 5)
 
 
@@ -146,9 +147,9 @@ Summary = dict[str, dict[str, dict[str, Figures]]]
 
 
 def summary_of(runs: Sequence[Record]) -> Summary:
-    """Contender, then setting, then figure: the median of the rounds, the least and the most.
+    """By contender, setting and metric: median, minimum and maximum of the rounds.
 
-    Of two rounds the median is what lies between them: neither is the better witness.
+    The median of two rounds is their mean.
     """
     rounds: dict[tuple[str, str], list[Record]] = {}
     for run in runs:

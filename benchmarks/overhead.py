@@ -1,4 +1,4 @@
-"""What does the server cost? The bare model loop against the same work through HTTP, alternately.
+"""Measures the cost of the server: a bare model loop against the same work through HTTP, alternately.
 
     python -m benchmarks.overhead [--rung 02_async_streaming.py] [--model random:smollm2-135m] [--rounds 15]
 
@@ -12,21 +12,18 @@ from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import asyncio
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.lab.client import Client
 from ladder.lab.launch import running_rungs
 from ladder.llm.loading import Model, load_model
@@ -43,14 +40,14 @@ class Run:
 
 
 def prompt_of(model: Model, tokens: int) -> str:
-    """A prompt of exactly so many tokens."""
+    """A prompt of exactly `tokens` tokens."""
     prompt = " a" * tokens
     assert len(model.tokenizer.encode(prompt)) == tokens
     return prompt
 
 
 def run_bare(model: Model, prompt_ids: list[int]) -> Run:
-    """Prefill, decode, sample: what is left of a server when everything else is taken away."""
+    """Prefill, decode and sample, without a server."""
     greedy = SamplingBatch([SamplingSettings()])
     started = time.perf_counter()
     cache = model.decoder.new_cache(slots=1, context=PROMPT_TOKENS + OUTPUT_TOKENS)
@@ -62,7 +59,7 @@ def run_bare(model: Model, prompt_ids: list[int]) -> Run:
 
 
 async def run_http(url: str, prompt: str) -> Run:
-    """On a connection of its own, whose setting up counts: the server closes one that is idle for long."""
+    """One request on a new connection. Connecting counts, because the server closes idle connections."""
     async with Client(url) as client:
         answer = await client.generate(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True)
     assert len(answer.token_times) == OUTPUT_TOKENS
@@ -70,7 +67,7 @@ async def run_http(url: str, prompt: str) -> Run:
 
 
 async def alternate(model: Model, url: str, rounds: int, console: Console) -> tuple[list[Run], list[Run]]:
-    """The two take turns, so that a machine whose speed drifts does so for both."""
+    """The two take turns, so that a drift of the machine's speed affects both."""
     prompt = prompt_of(model, PROMPT_TOKENS)
     prompt_ids = model.tokenizer.encode(prompt)
     bare, http = [], []
@@ -95,11 +92,9 @@ def report(console: Console, bare: Sequence[Run], http: Sequence[Run]) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = rounds_parser(__doc__, 15, RESULTS / "overhead.json")
     parser.add_argument("--rung", default="02_async_streaming.py", help="default: %(default)s")
     parser.add_argument("--model", default="random:smollm2-135m", help="default: %(default)s")
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "overhead.json", help="file for the samples")
     options = parser.parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.overhead"):

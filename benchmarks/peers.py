@@ -1,10 +1,10 @@
-"""What the rungs are measured against: the bare engine, transformers' batching, a server as usually written.
+"""The engines beside the rungs: rung 04's without HTTP, transformers' batching, and a hand-made server.
 
 Each runs in a process of its own, as the rungs do:
 
     python -m benchmarks.peers bare MODEL DTYPE              bursts on stdin, seconds on stdout
     python -m benchmarks.peers transformers MODEL DTYPE      the same, over transformers' batching
-    python -m benchmarks.peers handmade MODEL DTYPE          an HTTP server; says `ready: URL`
+    python -m benchmarks.peers handmade MODEL DTYPE          an HTTP server; prints `ready: URL`
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from transformers import (
     AutoTokenizer,
     ContinuousBatchingConfig,
     GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     TextIteratorStreamer,
 )
@@ -35,18 +37,18 @@ from transformers import (
 from ladder import import_rung
 from ladder.cli import EngineConfig
 from ladder.engine.messages import EngineRequest
-from ladder.llm.decoder import Architecture
+from ladder.llm.checkpoint import architecture_of
 from ladder.llm.loading import DTYPES, RANDOM_SHAPES, RandomWeights, load_model, random_tokenizer
 from ladder.llm.sampling import SamplingSettings
 from ladder.web.schema import GenerateRequest
 from ladder.web.server import announce, listen
 
 Burst = Callable[[list[list[int]], int], None]
-"""Runs prompts to their end, all at once, each for so many tokens."""
+"""Runs prompts in parallel until each has the given number of output tokens."""
 
 
 def bare(model_name: str, dtype: str) -> Burst:
-    """Rung 04's engine with nothing around it: no HTTP, no text, no other thread."""
+    """Rung 04's engine alone: no HTTP, no text, no other thread."""
     config = EngineConfig(model=model_name, dtype=dtype, device="cpu")
     core = import_rung("04_continuous_batching").EngineCore(load_model(model_name, dtype, "cpu"), config)
 
@@ -60,10 +62,10 @@ def bare(model_name: str, dtype: str) -> Burst:
 
 
 def transformers_batching(model_name: str, dtype: str) -> Burst:
-    """Transformers' continuous batching. Starting and ending its manager is not counted."""
+    """Transformers' continuous batching. Starting and stopping its manager is not timed."""
     model, _ = transformers_model(model_name, dtype)
-    # Left to itself it takes most of the machine's memory. This has room for 64 requests, and for all of a
-    # burst's prompts in one pass. Nothing read is kept for another request: no rung does that.
+    # By default it takes most of the machine's memory. This has room for 64 requests and for all prompts of a
+    # burst in one pass. Prefix sharing is off: rungs 02 to 05 have none.
     memory = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=2048, allow_block_sharing=False)
     settings = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
 
@@ -97,7 +99,7 @@ clock = Clock()
 
 
 def serve_bursts(burst: Burst) -> None:
-    """One JSON line in, `{"prompts": ..., "tokens": ...}`; one line out, the seconds that it took."""
+    """Read `{"prompts": ..., "tokens": ...}` from each line of stdin; print the seconds of the burst."""
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -108,7 +110,7 @@ def serve_bursts(burst: Burst) -> None:
 
 
 def handmade(model_name: str, dtype: str) -> FastAPI:
-    """What most people write first: `generate` in a thread for each request, and a streamer to read from."""
+    """The usual first server: FastAPI, one thread per request that calls `generate`, and a streamer."""
     model, tokenizer = transformers_model(model_name, dtype)
     app = FastAPI()
 
@@ -129,7 +131,7 @@ def handmade(model_name: str, dtype: str) -> FastAPI:
     return app
 
 
-def transformers_model(model_name: str, dtype: str) -> tuple[Any, Any]:
+def transformers_model(model_name: str, dtype: str) -> tuple[GenerationMixin, PreTrainedTokenizerBase]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) if model_name.startswith("random:") else Path(model_name)
         if model_name.startswith("random:"):
@@ -139,13 +141,13 @@ def transformers_model(model_name: str, dtype: str) -> tuple[Any, Any]:
 
 
 def save_checkpoint(shape: str, directory: Path) -> None:
-    """The weights that `--model random:SHAPE` runs with, as a directory that transformers loads."""
+    """Save the weights of `--model random:SHAPE` as a directory that transformers loads."""
     settings = dict(RANDOM_SHAPES[shape])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config.eos_token_id = config.bos_token_id = None
     config.architectures = [f"{config.model_type.capitalize()}ForCausalLM"]
     config.save_pretrained(directory)
-    weights = RandomWeights(Architecture.from_config(config), query_key_norm=config.model_type == "qwen3")
+    weights = RandomWeights(architecture_of(config), query_key_norm=config.model_type == "qwen3")
     save_file({name: weights[name].clone() for name in weights}, directory / "model.safetensors")
     backend = random_tokenizer(config.vocab_size).backend
     saved: Any = PreTrainedTokenizerFast

@@ -1,10 +1,11 @@
-"""Draw what `benchmarks/run.py` and `benchmarks/engine.py` have measured.
+"""Draw the figures from the results of `benchmarks/run.py` and `benchmarks/engine.py`.
 
     python benchmarks/plot.py                                   results/ into figures/
     python benchmarks/plot.py benchmarks/results/vllm --figures vllm-figures
 
-Each figure is written as SVG and as PNG. Folders named together are drawn together. A title says no more than
-the results do: what it states of them is computed. In each file stands what it was drawn from.
+Each figure is written as SVG and as PNG. If several folders are named, a figure shows the contenders of all
+of them. Numbers in a title are computed from the results. The metadata of a file names the results that it
+was drawn from.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 if not __package__:
-    # Run as a script: Python looks in this file's folder first, but the repository is meant.
+    # When this file runs as a script, its own folder is first in the path; imports need the repository.
     sys.path[0] = str(Path(__file__).parents[1])
 
 import matplotlib as mpl
@@ -28,27 +28,29 @@ mpl.use("agg")
 
 from ladder.script import errors_in_one_line
 
+import numpy as np
 from matplotlib import pyplot
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from rich.console import Console
 
-from benchmarks.results_file import RESULTS
+from benchmarks.results_file import RESULTS, Result
 from ladder.cli import OneLineParser
 from ladder.errors import UserError
 from ladder.lab.looks import COLOURS, GREY, INK, MARKERS, NAMES, PALE, SKY, SMALL_PRINT, STYLE
 
 FIGURES = Path(__file__).parent / "figures"
 
-Result = dict[str, Any]
-
 
 class Results:
-    """The result files of some folders; the runs of the same scenario are put together."""
+    """The result files of some folders; the runs of the same scenario are merged."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
-        self.read: dict[str, str] = {}  # what was asked for, and the digest of what was found
+        self.read: dict[str, str] = {}  # name of each result that was read, and the digest of its files
 
     def __call__(self, name: str) -> Result | None:
         files = [file for folder in self.folders if (file := folder / f"{name}.json").exists()]
@@ -81,32 +83,44 @@ def runs_of(result: Result, contender: str) -> list[Result]:
 
 
 def middle_round(result: Result, contender: str, figure: str) -> Result:
-    """Of the rounds the one whose figure is the median, so that the drawing is of the number in the text."""
+    """The round whose value of `figure` is the median, so that the drawing shows the number in the text."""
     runs = sorted(runs_of(result, contender), key=lambda run: run[figure])
     return runs[(len(runs) - 1) // 2]
 
 
 def contenders(result: Result) -> list[str]:
-    """In the order in which they are climbed."""
+    """In the order of the ladder."""
     return sorted({run["contender"] for run in result["runs"]})
 
 
 def setup(result: Result) -> str:
-    """The small print: what was measured on."""
+    """The small print: model, dtype and machine."""
     machine = result["machine"]
     return f"{result['model']}, {result['dtype']} · {machine['processor']}, {machine['cores']} cores"
 
 
-def finish(figure: Any, title: str, small_print: str) -> Any:
-    """The title says the point; below stands what was measured, and on what."""
+def finish(figure: Figure, title: str, small_print: str) -> Figure:
+    """Add the title, which states the result, and the small print, which states the setup."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.text(0.99, -0.01, small_print, ha="right", va="top", fontsize=7.5, color=SMALL_PRINT)
     return figure
 
 
-def legend_above(panel: Any, height: float = 1.0, **settings: Any) -> None:
-    """In one line over the panel, where no line of the figure can run."""
+def stacked(count: int, height: float, rest: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel per contender, below each other, with a common x axis.
+
+    `height` is that of a panel in inches, `rest` that of the axis and the legend.
+    """
+    figure, panels = pyplot.subplots(
+        count, 1, figsize=(9, height * count + rest), sharex=True, layout="constrained", squeeze=False
+    )
+    return figure, list(panels[:, 0])
+
+
+def legend_above(panel: Axes, height: float = 1.0, handles: Sequence[Artist] | None = None) -> None:
+    """A legend in one line above the panel, where it covers no data."""
     panel.legend(
+        handles=panel.get_legend_handles_labels()[0] if handles is None else handles,
         loc="lower left",
         bbox_to_anchor=(0, height),
         ncols=6,
@@ -114,7 +128,13 @@ def legend_above(panel: Any, height: float = 1.0, **settings: Any) -> None:
         columnspacing=1.5,
         handletextpad=0.5,
         fontsize=9,
-        **settings,
+    )
+
+
+def stroke(label: str, width: float | None = None) -> Line2D:
+    """A vertical stroke, as an entry of a legend."""
+    return Line2D(
+        [], [], color=INK, marker="|", linestyle="", markersize=11, markeredgewidth=width, label=label
     )
 
 
@@ -127,20 +147,18 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def who_waited(results: Results) -> Any:
-    """A timeline of the same eight requests on each rung: waiting, prompt, every token."""
+def who_waited(results: Results) -> Figure | None:
+    """A timeline of the same eight requests on each rung: waiting, prefill, every token."""
     result = results("eight")
     if not result:
         return None
     order = contenders(result)
-    figure, panels = pyplot.subplots(
-        len(order), 1, figsize=(9, 1.9 * len(order)), sharex=True, layout="constrained", squeeze=False
-    )
-    for panel, contender in zip(panels[:, 0], order, strict=True):
+    figure, panels = stacked(len(order), 1.9)
+    for panel, contender in zip(panels, order, strict=True):
         run = middle_round(result, contender, "median_ttft_ms")
         draw_waiting(panel, run, colour(contender))
         half, done = in_words(run["median_ttft_ms"]), in_words(1000 * run["duration"])
-        panel.set_title(f"{name_of(contender)}: half see text after {half}, all are done after {done}")
+        panel.set_title(f"{name_of(contender)}: median TTFT {half}, all complete after {done}")
         count = len(run["output_lens"])
         panel.set(
             yticks=range(count),
@@ -150,40 +168,37 @@ def who_waited(results: Results) -> Any:
         )
         panel.tick_params(axis="y", labelsize=7.5, length=0)
         panel.grid(axis="y", visible=False)
-    panels[-1, 0].set_xlabel("seconds since the first request was sent")
-    bar: Any = dict(color=INK, marker="|", linestyle="", markersize=11)
-    handles = [
-        Patch(facecolor=PALE, label="waits, sees nothing"),
-        Patch(facecolor=GREY, label="its prompt is read"),
-        Line2D([], [], label="a token, in the rung's colour", **bar),
-        Line2D([], [], label="the whole text at once", markeredgewidth=4, **bar),
+    panels[-1].set_xlabel("seconds since the first request was sent")
+    handles: list[Artist] = [
+        Patch(facecolor=PALE, label="waiting, no output yet"),
+        Patch(facecolor=GREY, label="prefill"),
+        stroke("a token, in the rung's colour"),
+        stroke("the complete text at once", 4),
     ]
-    legend_above(panels[0, 0], 1.17, handles=handles)
-    title = "Who waited for what: pale grey is time with nothing to read"
-    return finish(figure, title, f"the same eight requests on each · {setup(result)}")
+    legend_above(panels[0], 1.17, handles)
+    title = "Where eight requests spend their time: in pale grey they wait"
+    return finish(figure, title, f"the same eight requests on each rung · {setup(result)}")
 
 
-def draw_waiting(panel: Any, run: Result, rung_colour: str) -> None:
+def draw_waiting(panel: Axes, run: Result, rung_colour: str) -> None:
     for number, start in enumerate(run["start_times"]):
         first = start + run["ttfts"][number]
         end = start + run["latencies"][number]
         prefill = run["server_prefills"][number] or 0.0
         panel.barh(number, first - start, left=start, height=0.74, color=PALE)
         if (total := run["server_totals"][number]) is not None:
-            # All at once: what the server did unseen, then the text.
+            # A response without streaming: prefill and decode stay invisible until the text arrives.
             panel.barh(number, prefill, left=end - total, height=0.74, color=GREY)
             panel.vlines(end, number - 0.42, number + 0.42, color=rung_colour, linewidth=4)
             continue
         panel.barh(number, prefill, left=first - prefill, height=0.74, color=GREY)
-        times = [first]
-        for gap in run["itls"][number]:
-            times.append(times[-1] + gap)
+        times = list(accumulate(run["itls"][number], initial=first))
         panel.barh(number, end - first, left=first, height=0.74, color=rung_colour, alpha=0.25)
         panel.vlines(times, number - 0.37, number + 0.37, color=rung_colour, linewidth=0.9)
 
 
-def first_tokens(results: Results) -> Any:
-    """Every request of a burst is a dot: how long it saw nothing, and how fast it could read then."""
+def first_tokens(results: Results) -> Figure | None:
+    """Every request of a burst is a dot: its TTFT on the left, its TPOT on the right."""
     result = results("burst")
     if not result:
         return None
@@ -198,10 +213,14 @@ def first_tokens(results: Results) -> Any:
             draw_dots(then, row, contender, paces, run["median_tpot_ms"])
         else:
             then.annotate(
-                "all tokens at once", (0, row), xytext=(6, 0), textcoords="offset points", va="center"
+                "no streaming: the text arrives at once",
+                (0, row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
             )
     first.set(
-        title="The first token …",
+        title="Time to first token …",
         xscale="log",
         yticks=range(len(order)),
         yticklabels=[name_of(contender) for contender in order],
@@ -211,19 +230,19 @@ def first_tokens(results: Results) -> Any:
     first.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 3)))
     first.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     first.minorticks_off()
-    then.set(title="… and then each next one", xlim=(0, None), xlabel="time per output token, TPOT (ms)")
+    then.set(title="… and per token after it", xlim=(0, None), xlabel="time per output token, TPOT (ms)")
     for panel in (first, then):
         panel.grid(axis="y", visible=False)
     clients = result["runs"][0]["clients"]
     return finish(
         figure,
-        f"{clients} ask at once: an early first token is only half of an answer",
-        f"each dot is a request of one round, the bar their median · {setup(result)}",
+        f"A burst of {clients} requests: an early first token does not mean fast tokens after it",
+        f"one dot per request of one round; the bar is their median · {setup(result)}",
     )
 
 
 def paces_of(run: Result) -> list[float]:
-    """TPOT of each request in milliseconds; a text that came at once has none."""
+    """TPOT of each request in milliseconds; a response without streaming has none."""
     return [
         1000 * (latency - wait) / (tokens - 1)
         for latency, wait, tokens, whole in zip(
@@ -233,7 +252,7 @@ def paces_of(run: Result) -> list[float]:
     ]
 
 
-def draw_dots(panel: Any, row: int, contender: str, values: Sequence[float], middle: float) -> None:
+def draw_dots(panel: Axes, row: int, contender: str, values: Sequence[float], middle: float) -> None:
     values = sorted(values)
     shift = [row + 0.5 * (number / max(1, len(values) - 1) - 0.5) for number in range(len(values))]
     panel.plot([middle, middle], [row - 0.36, row + 0.36], color=INK, linewidth=1.5, zorder=1)
@@ -243,17 +262,15 @@ def draw_dots(panel: Any, row: int, contender: str, values: Sequence[float], mid
     )
 
 
-def responsiveness(results: Results) -> Any:
-    """/health during a burst: a stroke for each answer. Where there are none, the server is not at home."""
+def responsiveness(results: Results) -> Figure | None:
+    """/health during a burst: one stroke per response. Without strokes, the server did not respond."""
     result = results("burst")
     if not result:
         return None
     order = contenders(result)
-    figure, panels = pyplot.subplots(
-        len(order), 1, figsize=(9, 0.62 * len(order) + 1.2), sharex=True, layout="constrained", squeeze=False
-    )
+    figure, panels = stacked(len(order), 0.62, 1.2)
     runs = {contender: middle_round(result, contender, "worst_health_ms") for contender in order}
-    for panel, (contender, run) in zip(panels[:, 0], runs.items(), strict=True):
+    for panel, (contender, run) in zip(panels, runs.items(), strict=True):
         panel.barh(0.5, run["duration"], height=1, color=colour(contender), alpha=0.2)
         answered = [asked + waited for asked, waited in run["health"]]
         panel.vlines(answered, 0, 1, color=colour(contender), linewidth=0.7)
@@ -266,12 +283,12 @@ def responsiveness(results: Results) -> Any:
         )
         panel.set_ylabel(name_of(contender), rotation=0, ha="right", va="center")
         panel.set(yticks=[], ylim=(-0.08, 1.08), xlim=(0, None))
-    panels[-1, 0].set_xlabel("seconds since the burst began")
-    handles = [
-        Patch(facecolor=PALE, label="texts are being written (pale, in the rung's colour)"),
-        Line2D([], [], color=INK, marker="|", linestyle="", markersize=11, label="an answer of /health"),
+    panels[-1].set_xlabel("seconds since the burst began")
+    handles: list[Artist] = [
+        Patch(facecolor=PALE, label="requests are running (pale, in the rung's colour)"),
+        stroke("a response of /health"),
     ]
-    legend_above(panels[0, 0], 1.02, handles=handles)
+    legend_above(panels[0], 1.02, handles)
     worst = " and ".join(
         f"{in_words(runs[name]['worst_health_ms'])} on {name}"
         for name in dict.fromkeys((order[0], order[-1]))
@@ -279,13 +296,13 @@ def responsiveness(results: Results) -> Any:
     clients = result["runs"][0]["clients"]
     return finish(
         figure,
-        f"While {clients} texts are written, /health takes up to {worst}",
-        f"asked every 50 ms, answered or not; one round · {setup(result)}",
+        f"While {clients} requests run, /health takes up to {worst}",
+        f"/health is requested every 50 ms, even while earlier probes wait; one round · {setup(result)}",
     )
 
 
-def throughput(results: Results) -> Any:
-    """Tokens per second against the number of clients in a closed loop; beside it the peers."""
+def throughput(results: Results) -> Figure | None:
+    """Tokens per second against the number of clients in a closed loop; beside it the other engines."""
     result = results("concurrency")
     if not result:
         return None
@@ -311,9 +328,9 @@ def throughput(results: Results) -> Any:
         draw_line(panel, contender, list(speed), list(speed.values()))
     finish_levels(panel, sorted({level for speed in speeds.values() for level in speed}))
     panel.set(
-        title=f"{result['dtype']}, a closed loop",
-        xlabel="clients, each asking again when answered, for texts of all lengths",
-        ylabel="output tokens a second",
+        title=f"{result['dtype']}, closed loop",
+        xlabel="clients; each sends its next request after a response",
+        ylabel="output tokens per second",
         ylim=(0, None),
     )
     if peers:
@@ -321,23 +338,25 @@ def throughput(results: Results) -> Any:
     for panel in panels[0]:
         label_ends(panel)
     shown = [name for name in ("02", "04") if name in speeds] or order
-    most = max(set.intersection(*(set(speeds[name]) for name in shown)))  # a level may have been left out
+    most = max(set.intersection(*(set(speeds[name]) for name in shown)))  # a level may have been skipped
     gains = {name: speeds[name][most]["median"] / speeds[name][min(speeds[name])]["median"] for name in shown}
     first, *others = [f"{gains[name]:.1f} times" for name in shown]
-    title = f"{most} clients together get {first} what one gets on {shown[0]}" + "".join(
+    title = f"{most} clients together get {first} the tokens/s of one on {shown[0]}" + "".join(
         f", {times} on {name}" for name, times in zip(shown[1:], others, strict=True)
     )
-    small = setup(result) + (f"; on the right {peers['dtype']}" if peers else "")
+    small = setup(result) + (f"; right panel: {peers['dtype']}" if peers else "")
     return finish(figure, title, small)
 
 
 def same_machine(one: Result, other: Result) -> bool:
-    """As far as the results tell."""
+    """Whether both results name the same processor and number of cores."""
     return all(one["machine"][key] == other["machine"][key] for key in ("processor", "cores"))
 
 
-def draw_line(panel: Any, contender: str, places: Sequence[float], figures: Sequence[Any]) -> None:
-    """Medians, with a band from the least to the most of the rounds."""
+def draw_line(
+    panel: Axes, contender: str, places: Sequence[float], figures: Sequence[Mapping[str, float]]
+) -> None:
+    """Medians, with a band from the minimum to the maximum of the rounds."""
     tint = colour(contender)
     middle = [each["median"] for each in figures]
     panel.plot(places, middle, color=tint, marker=MARKERS.get(contender, "o"), label=name_of(contender))
@@ -345,20 +364,20 @@ def draw_line(panel: Any, contender: str, places: Sequence[float], figures: Sequ
     panel.fill_between(places, least, most, color=tint, alpha=0.12, linewidth=0)
 
 
-def finish_levels(panel: Any, levels: Sequence[float]) -> None:
+def finish_levels(panel: Axes, levels: Sequence[float]) -> None:
     panel.set_xscale("log", base=2)
     panel.set(xticks=levels, xticklabels=[f"{level:g}" for level in levels])
     panel.minorticks_off()
 
 
-def label_ends(panel: Any) -> None:
-    """The name of each line beside its end, led to it where names would lie on each other."""
+def label_ends(panel: Axes) -> None:
+    """Write the name of each line beside its end. Where names would overlap, they are moved apart."""
     lines = panel.get_lines()
-    ends = [line.get_xydata()[-1] for line in lines]
+    ends = [(float(x), float(y)) for x, y in (np.asarray(line.get_xydata())[-1] for line in lines)]
     top = panel.get_ylim()[1]
     for line, end, place in zip(lines, ends, apart([y / top for _, y in ends], 0.055), strict=True):
         panel.annotate(
-            line.get_label(),
+            str(line.get_label()),
             end,
             xytext=(1.06, place),
             textcoords="axes fraction",
@@ -371,7 +390,7 @@ def label_ends(panel: Any) -> None:
 
 
 def apart(heights: Sequence[float], least: float) -> list[float]:
-    """The same heights in the same order, moved until neighbours are so far from each other."""
+    """The same heights in the same order, moved until neighbours are `least` apart."""
     places = list(heights)
     order = sorted(range(len(places)), key=places.__getitem__)
     for _ in range(1000):
@@ -390,7 +409,7 @@ PEER_LOOKS = {
 }
 
 
-def draw_peers(panel: Any, peers: Result) -> None:
+def draw_peers(panel: Axes, peers: Result) -> None:
     speeds = peers["summary"]["tokens_per_second"]
     looks = {name: (NAMES[name], COLOURS[name], MARKERS[name]) for name in ("02", "03", "04", "05")}
     for name, (label, tint, marker) in (looks | PEER_LOOKS).items():
@@ -406,15 +425,16 @@ def draw_peers(panel: Any, peers: Result) -> None:
             )
     finish_levels(panel, sorted({int(level) for speed in speeds.values() for level in speed}))
     panel.set(
-        title=f"{peers['dtype']}, one burst, beside their peers",
-        xlabel="requests sent at once, the same weights for all",
+        title=f"{peers['dtype']}, bursts, beside other engines",
+        xlabel="requests sent at once; all engines have the same weights",
     )
 
 
-def latency_and_rate(results: Results) -> Any:
-    """The 90th percentiles of TTFT and TPOT against the rate at which people come; the knee is ringed.
+def latency_and_rate(results: Results) -> Figure | None:
+    """The 90th percentiles of TTFT and TPOT against the request rate; the knee is ringed.
 
-    The 90th, since the knee is where 9 of 10 are content; the 99th of a few dozen is the worst.
+    The 90th percentile, because the knee is where 90 % meet the latency target. The 99th percentile of a few
+    dozen requests would be the worst of them.
     """
     result = results("arrivals")
     if not result:
@@ -423,12 +443,12 @@ def latency_and_rate(results: Results) -> Any:
     order = contenders(result)
     knees = {contender: knee_of(result["summary"][contender]) for contender in order}
     for number, contender in enumerate(order):
-        aside = 2 ** (0.05 * (number - (len(order) - 1) / 2))  # so that no point hides another
+        aside = 2 ** (0.05 * (number - (len(order) - 1) / 2))  # so that no point covers another
         draw_rates(panels[0], contender, result["summary"][contender], "p90_ttft_ms", 1000, aside)
         draw_rates(panels[1], contender, result["summary"][contender], "p90_tpot_ms", 1, aside)
-    objective = result["objective_ms"]
-    draw_objective(panels[0], objective["ttft"] / 1000, "s")
-    draw_objective(panels[1], objective["tpot"], "ms")
+    target = result["objective_ms"]
+    draw_target(panels[0], target["ttft"] / 1000, "s")
+    draw_target(panels[1], target["tpot"], "ms")
     for panel in panels:
         finish_levels(panel, rates_of(result))
         panel.set_yscale("log")
@@ -437,20 +457,20 @@ def latency_and_rate(results: Results) -> Any:
         panel.minorticks_off()
     panels[0].set_ylabel("TTFT, 90th percentile (s)")
     panels[1].set_ylabel("TPOT, 90th percentile (ms)")
-    panels[1].set_xlabel("requests that arrive per second, at random")
+    panels[1].set_xlabel("request rate (requests per second, random arrivals)")
     legend_above(panels[0])
     return finish(
         figure,
         f"The knee, in requests per second: {told(knees, rates_of(result)[0])}",
-        "ringed: the knee, the highest rate at which 9 of 10 meet both; "
-        f"the rungs' points of one rate are moved apart · {setup(result)}",
+        f"ringed: the knee, the highest rate at which {CONTENT} % meet both targets; "
+        f"points of one rate are moved apart · {setup(result)}",
     )
 
 
 def draw_rates(
-    panel: Any, contender: str, summary: Result, figure: str, divisor: float, aside: float
+    panel: Axes, contender: str, summary: Result, figure: str, divisor: float, aside: float
 ) -> None:
-    """A line over the rates, its knee ringed; 01 has no time per token, and no line for it."""
+    """A line over the rates, with a ring at its knee. Rung 01 does not stream, so it has no line for TPOT."""
     seen = {label: summary[label][figure] for label in sorted(summary, key=float) if figure in summary[label]}
     if not seen:
         return
@@ -471,10 +491,10 @@ def draw_rates(
         )
 
 
-def draw_objective(panel: Any, bound: float, unit: str) -> None:
+def draw_target(panel: Axes, bound: float, unit: str) -> None:
     panel.axhline(bound, color=INK, linestyle=":", linewidth=1.5)
     panel.annotate(
-        f"objective:\nup to {bound:g} {unit}",
+        f"latency target:\n{bound:g} {unit}",
         (1.01, bound),
         xycoords=("axes fraction", "data"),
         va="center",
@@ -487,7 +507,7 @@ def rates_of(result: Result) -> list[float]:
 
 
 def told(knees: dict[str, str | None], lowest: float) -> str:
-    """Who has the same knee is named together, the highest first."""
+    """The knees as text, the highest first; contenders with the same knee are named together."""
     alike: dict[float, list[str]] = {}
     for contender, knee in knees.items():
         alike.setdefault(float(knee or 0), []).append(contender)
@@ -498,11 +518,11 @@ def told(knees: dict[str, str | None], lowest: float) -> str:
 
 
 CONTENT = 90
-"""Percent of the requests that must meet the objective."""
+"""Percent of the requests that must meet the latency target."""
 
 
 def knee_of(summary: Result) -> str | None:
-    """The highest rate up to which enough requests met the objective, at it and at every lower one."""
+    """The highest rate at which enough requests met the latency target, as at every lower rate."""
     knee = None
     for label in sorted(summary, key=float):
         if summary[label]["good_percent"]["median"] < CONTENT:
@@ -511,8 +531,8 @@ def knee_of(summary: Result) -> str | None:
     return knee
 
 
-def goodput(results: Results) -> Any:
-    """Requests answered a second at each rate, in full colour those of them that were answered in time."""
+def goodput(results: Results) -> Figure | None:
+    """Completed requests per second at each rate; in full colour those that met the latency target."""
     result = results("arrivals")
     if not result:
         return None
@@ -539,18 +559,18 @@ def goodput(results: Results) -> Any:
         )
         panel.tick_params(axis="x", length=0)
         panel.grid(axis="x", visible=False)
-    panels[0, 0].set_ylabel("requests answered per second")
-    panels[0, len(order) // 2].set_xlabel("requests that arrive per second, at random")
+    panels[0, 0].set_ylabel("completed requests per second")
+    panels[0, len(order) // 2].set_xlabel("request rate (requests per second, random arrivals)")
     ttft, tpot = (result["objective_ms"][name] for name in ("ttft", "tpot"))
     return finish(
         figure,
-        "Goodput: solid is answered in time, pale is too late and work in vain",
-        f"in time: the first token within {ttft:g} ms, then {tpot:g} ms a token; "
-        f"no bar: not tried, a lower rate was too much · {setup(result)}",
+        "Goodput: solid bars met the latency target, pale bars came too late",
+        f"target: TTFT up to {ttft:g} ms, TPOT up to {tpot:g} ms; "
+        f"no bar: not measured, a lower rate was too high · {setup(result)}",
     )
 
 
-FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
+FIGURE_MAKERS: dict[str, Callable[[Results], Figure | None]] = {
     "who-waited": who_waited,
     "first-token": first_tokens,
     "responsiveness": responsiveness,
@@ -561,7 +581,7 @@ FIGURE_MAKERS: dict[str, Callable[[Results], Any]] = {
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Every figure for which there are results. Each says in its metadata which they were."""
+    """Draw every figure for which there are results; yield each file's path without its suffix."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, make in FIGURE_MAKERS.items():

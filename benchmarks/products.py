@@ -1,20 +1,18 @@
-"""What do the matrix products of a model cost in each dtype, and how does that change with the rows?
+"""Measures the matrix multiplications of a model in each dtype, and how they change with the number of rows.
 
     python -m benchmarks.products
 
-A decode step has a row for each request, a prefill one for each token of a prompt. Measured are the products
-of all thirty layers of smollm2-135m, one after the other, so that every weight comes from memory as it
-does in a model. The dtypes take turns; each figure is the fastest of its rounds.
+A decode step has one row per request, a prefill one row per prompt token. The benchmark runs the matrix
+multiplications of all thirty layers of smollm2-135m one after the other. So each weight has to come from
+memory, as in the model. The dtypes take turns; each figure is the fastest of its rounds.
 """
 
 from __future__ import annotations
 
 from ladder.script import errors_in_one_line
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.results_file import RESULTS, write_result
-from ladder.cli import whole_number
+from benchmarks.results_file import RESULTS, rounds_parser, write_result
 from ladder.llm.linear import Linear, make_linear
 
 LAYERS = 30
@@ -33,7 +30,7 @@ OPERATIONS = 2 * LAYERS * sum(inputs * outputs for inputs, outputs in SHAPES)
 
 
 def plain(weight: Tensor, _: Tensor | None) -> Linear:
-    """What a model does that leaves its weights as they are."""
+    """`F.linear` with the weights as they are, not packed."""
     return lambda x: F.linear(x, weight)
 
 
@@ -76,12 +73,7 @@ def measure(rounds: int, console: Console) -> dict[str, dict[int, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=whole_number(1), default=20, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=RESULTS / "products.json", help="default: %(default)s")
-    options = parser.parse_args()
+    options = rounds_parser(__doc__, 20, RESULTS / "products.json").parse_args()
     console = Console()
     with errors_in_one_line("benchmarks.products"):
         fastest = measure(options.rounds, console)

@@ -1,13 +1,13 @@
-"""Measure every rung with one ruler, or any other server.
+"""Measure every rung with the same client and metrics, or any other server.
 
     python benchmarks/run.py            everything, under 40 minutes on two cores
     python benchmarks/run.py --quick    less of everything, under 3 minutes
     python benchmarks/run.py --only burst arrivals
     python benchmarks/run.py --url http://localhost:8000/v1/completions --name vllm
 
-Each rung is started as its users start it and asked by the measuring client; the rungs take turns. What was
-measured is written to results/SCENARIO.json. Ctrl-C keeps what there is: the same command goes on from there.
-`python benchmarks/plot.py` draws the figures.
+Each rung runs as a server of its own and gets its requests from the measuring client. The rungs take turns.
+The results are written to results/SCENARIO.json. Ctrl-C keeps what was measured so far; the same command
+continues from there. `python benchmarks/plot.py` draws the figures.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 if not __package__:
-    # Run as a script: Python looks in this file's folder first, but the repository is meant.
+    # When this file runs as a script, its own folder is first in the path; imports need the repository.
     sys.path[0] = str(Path(__file__).parents[1])
 
 from ladder.script import errors_in_one_line
@@ -37,9 +36,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from benchmarks.metrics import Objective, Record, records, summary_of
-from benchmarks.results_file import RESULTS, commit, now, save, versions
-from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, scenarios, turns
+from benchmarks.metrics import LatencyTarget, Record, records, summary_of
+from benchmarks.results_file import RESULTS, Result, commit, now, save, versions
+from benchmarks.scenarios import CONTENDERS, Scenario, Server, Setting, Turn, TurnKey, scenarios, turns
 from ladder.cli import DTYPES, OneLineParser, whole_number
 from ladder.errors import UserError
 from ladder.lab.client import Client
@@ -47,11 +46,35 @@ from ladder.lab.launch import RungProcess, undisturbed
 from ladder.lab.machine import describe_machine
 from ladder.lab.scenes import warm_up
 
+MODEL, DTYPE = "random:smollm2-135m", "int8"
+"""The smallest model of a real architecture, in the dtype that is fastest on a CPU."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    output: Path
+    """The folder of the results."""
+    target: LatencyTarget
+    quick: bool = False
+    only: Sequence[str] = ()
+    """The scenarios to run; empty means all."""
+    model: str = MODEL
+    dtype: str = DTYPE
+    threads: int | None = None
+    """Of each rung; None means one per core."""
+    url: str = ""
+    """The server to measure instead of the rungs."""
+    name: str = ""
+    """With a URL: the server's name in the results."""
+
+
 Command = tuple[str, ...]
 
 
 class Servers:
-    """The contenders that run; each is idle while another has its turn."""
+    """The contenders that are running. While one is measured, the others are idle."""
 
     def __init__(self, run: Run, stack: ExitStack, loop: asyncio.Runner) -> None:
         self.run = run
@@ -75,7 +98,10 @@ class Servers:
         return (contender.script, *contender.flags, *flags)
 
     def start(self, turn: Turn) -> None:
-        """All that will be needed with the run's own model; another model is large, and alone."""
+        """Start this turn's server. With the run's own model, start the servers of all turns that are left.
+
+        A scenario with a larger model runs one server at a time.
+        """
         self.close()
         needed = [turn]
         if not self.run.plan[turn.scenario].model:
@@ -97,38 +123,38 @@ class Servers:
 
 
 class Run:
-    """What has been measured so far, on the disk as well, so that a run can be interrupted and go on."""
+    """What has been measured so far. Each turn is saved, so that an interrupted run can continue."""
 
-    def __init__(self, options: argparse.Namespace, plan: dict[str, Scenario]) -> None:
+    def __init__(self, options: Options, plan: dict[str, Scenario]) -> None:
         self.options = options
         self.plan = plan
         self.turns = turns(plan)
         self.file = options.output / "unfinished.json"
-        self.told: dict[str, Any] = {
+        self.origin: Result = {
             "command": command_of(options),
             "commit": commit(),
             "machine": describe_machine(),
             "versions": versions(),
         }
-        self.played: dict[tuple[Any, ...], list[Record]] = {}
+        self.played: dict[TurnKey, list[Record]] = {}
         if self.file.exists():
-            self.take_up(json.loads(self.file.read_text()))
+            self.resume(json.loads(self.file.read_text()))
 
-    def take_up(self, before: dict[str, Any]) -> None:
-        """Only what the same command measured, on this machine, of these very programs."""
-        if different := [key for key in self.told if before.get(key) != self.told[key]]:
+    def resume(self, before: Result) -> None:
+        """Take over an interrupted run, if command, commit, machine and versions are the same."""
+        if different := [key for key in self.origin if before.get(key) != self.origin[key]]:
             other = ", ".join(
                 f"another {key} ({before.get(key)})" for key in different if key in ("command", "commit")
             )
             raise UserError(
-                f"{os.path.relpath(self.file)} is what an interrupted run has left, of "
+                f"{os.path.relpath(self.file)} belongs to an interrupted run of "
                 f"{other or 'another machine'}: go on with that one, or delete the file"
             )
         for turn in before["turns"]:
-            self.played[tuple(turn["key"])] = turn["records"]
+            self.played[TurnKey(*turn["key"])] = turn["records"]
 
     def model(self, scenario: str) -> str:
-        return self.plan[scenario].model or str(self.options.model)
+        return self.plan[scenario].model or self.options.model
 
     @property
     def left(self) -> list[Turn]:
@@ -138,42 +164,40 @@ class Run:
         head = {"contender": turn.contender, "round": turn.round, **turn.setting}
         self.played[turn.key] = [head | record for record in found]
         kept = [{"key": key, "records": records} for key, records in self.played.items()]
-        save(self.file, {**self.told, "turns": kept})
+        save(self.file, {**self.origin, "turns": kept})
         if not any(other.scenario == turn.scenario for other in self.left):
             self.finish(turn.scenario)
 
     def records(self, turn: Turn) -> list[Record]:
-        """What this contender has done in this scenario and round."""
-        return [
-            record
-            for (scenario, contender, number, _), found in self.played.items()
-            if (scenario, contender, number) == (turn.scenario, turn.contender, turn.round)
-            for record in found
-        ]
+        """The records of this turn's contender in this scenario and round, all settings together."""
+        return [record for key, found in self.played.items() if key[:3] == turn.key[:3] for record in found]
+
+    def records_of(self, scenario: str) -> list[Record]:
+        return [record for key, found in self.played.items() if key.scenario == scenario for record in found]
 
     def finish(self, name: str) -> None:
-        """All turns of a scenario are played: its file can be written."""
+        """Write the file of a scenario, once all of its turns are played."""
         scenario, options = self.plan[name], self.options
-        runs = [record for key, found in self.played.items() if key[0] == name for record in found]
+        runs = self.records_of(name)
         result = {
             "question": scenario.question,
             "quick": options.quick,
             "rounds": scenario.rounds,
             "model": self.model(name),
             "dtype": options.dtype,
-            "threads": options.threads or self.told["machine"]["cores"],
-            "objective_ms": asdict(options.goodput),
+            "threads": options.threads or self.origin["machine"]["cores"],
+            "objective_ms": asdict(options.target),
             "summary": summary_of(runs),
             "runs": runs,
         }
-        save(options.output / f"{name}.json", {**self.told, "finished": now(), **result})
+        save(options.output / f"{name}.json", {**self.origin, "finished": now(), **result})
 
 
 SERIAL = ("01", "02", "02, whole")
 
 
 def expected_seconds(turn: Turn) -> float:
-    """A guess, for the time left; what the turns before really took corrects it."""
+    """A guess, for the display of the time left. The measured times of earlier turns correct it."""
     setting: Setting = turn.setting
     guess = {"one_client": 3, "one_client_1b": 12, "eight": 3, "loops": 12, "mixed": 3, "long_prompt": 3}
     if turn.scenario in guess:
@@ -187,7 +211,7 @@ def expected_seconds(turn: Turn) -> float:
 
 
 class TimeLeft:
-    """How long the turns that are left will take, if they keep to the pace of those that were played."""
+    """How long the remaining turns will take, if they keep the pace of the earlier ones."""
 
     def __init__(self, turns: Sequence[Turn]) -> None:
         self.guessed = self.taken = 0.0
@@ -231,7 +255,7 @@ def play(turn: Turn, server: Server, run: Run, loop: asyncio.Runner) -> None:
         run.note(turn, [])
         return
     played = loop.run(scenario.play(server, turn.setting))
-    run.note(turn, records(played, run.options.goodput))
+    run.note(turn, records(played, run.options.target))
 
 
 COLUMNS = {
@@ -245,11 +269,9 @@ COLUMNS = {
 
 
 def report(run: Run, console: Console) -> None:
-    """What was just measured, a table a scenario: medians of the rounds, times in milliseconds."""
+    """Print one table per scenario: medians of the rounds, times in milliseconds."""
     for name, scenario in run.plan.items():
-        summary = summary_of(
-            [record for key, found in run.played.items() if key[0] == name for record in found]
-        )
+        summary = summary_of(run.records_of(name))
         table = Table("", "", *COLUMNS.values(), title=f"{name}: {scenario.question}", title_justify="left")
         for contender, labels in summary.items():
             for label, figures in labels.items():
@@ -258,38 +280,39 @@ def report(run: Run, console: Console) -> None:
         console.print(table)
 
 
-def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None = None) -> Options:
     parser = OneLineParser(prog="run.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     names = list(scenarios(quick=False))
     parser.add_argument("--quick", action="store_true", help="less of everything, in under 3 minutes")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="SCENARIO", help=", ".join(names))
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=(), metavar="SCENARIO", help=", ".join(names)
+    )
     parser.add_argument("--model", default=MODEL, help="of the rungs; default: %(default)s")
     parser.add_argument("--dtype", default=DTYPE, choices=DTYPES, help="of the rungs; default: %(default)s")
-    parser.add_argument("--threads", type=whole_number(1), help="of the rungs; default: one for each core")
+    parser.add_argument("--threads", type=whole_number(1), help="of the rungs; default: one per core")
     parser.add_argument(
-        "--goodput", nargs="+", type=bound, metavar="NAME:MS", default=[], help="default: ttft:500 tpot:50"
+        "--goodput",
+        nargs="+",
+        type=bound,
+        metavar="NAME:MS",
+        default=[],
+        help="the latency target; default: ttft:500 tpot:50",
     )
-    parser.add_argument(
-        "--url", help="measure this server instead: its address, or that of its /v1/completions"
-    )
-    parser.add_argument("--name", help="with --url: what the result calls it")
+    parser.add_argument("--url", default="", help="measure this server instead: its address or API endpoint")
+    parser.add_argument("--name", default="", help="with --url: the server's name in the results")
     parser.add_argument(
         "--output", type=Path, help="folder of the results; default: results, or with --url results/NAME"
     )
-    options = parser.parse_args(arguments)
-    if options.name and not options.url:
+    given = vars(parser.parse_args(arguments))
+    url, name = given.pop("url"), given.pop("name")
+    if name and not url:
         parser.error("--name belongs to --url")
-    if options.url and not urlsplit(options.url).hostname:
-        parser.error(f"--url {options.url}: an address looks like http://localhost:8000/v1/completions")
-    options.goodput = Objective(**dict(options.goodput))
-    options.name = options.name or (options.url and urlsplit(options.url).netloc.replace(":", "-"))
-    options.output = options.output or (RESULTS / options.name if options.url else RESULTS)
-    options.output.mkdir(parents=True, exist_ok=True)
-    return options
-
-
-MODEL, DTYPE = "random:smollm2-135m", "int8"
-"""The smallest model of a real architecture, in the numbers that a CPU computes fastest with."""
+    if url and not urlsplit(url).hostname:
+        parser.error(f"--url {url}: an address looks like http://localhost:8000/v1/completions")
+    name = name or urlsplit(url).netloc.replace(":", "-")
+    output = given.pop("output") or RESULTS / name
+    target = LatencyTarget(**dict(given.pop("goodput")))
+    return Options(output=output, target=target, url=url, name=name, **given)
 
 
 def bound(text: str) -> tuple[str, float]:
@@ -302,20 +325,20 @@ def bound(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(f"{text!r} is not like ttft:500 or tpot:50")
 
 
-def command_of(options: argparse.Namespace) -> str:
-    """As one would type it: what is not the default."""
+def command_of(options: Options) -> str:
+    """The command line, without flags that have their default value."""
     flags = ["--quick"] if options.quick else []
     flags += ["--only", *options.only] if options.only else []
     flags += ["--url", options.url, "--name", options.name] if options.url else []
     flags += ["--model", options.model] if options.model != MODEL else []
     flags += ["--dtype", options.dtype] if options.dtype != DTYPE else []
     flags += ["--threads", str(options.threads)] if options.threads else []
-    bounds = [f"{name}:{value:g}" for name, value in asdict(options.goodput).items()]
-    flags += ["--goodput", *bounds] if options.goodput != Objective() else []
+    bounds = [f"{name}:{value:g}" for name, value in asdict(options.target).items()]
+    flags += ["--goodput", *bounds] if options.target != LatencyTarget() else []
     return shlex.join(["python", "benchmarks/run.py", *flags])
 
 
-def planned(options: argparse.Namespace) -> dict[str, Scenario]:
+def planned(options: Options) -> dict[str, Scenario]:
     plan = {name: one for name, one in scenarios(options.quick).items() if name in (options.only or [name])}
     if not options.url:
         return plan
@@ -327,11 +350,11 @@ def unreachable_in_one_line() -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientError as error:
-        raise UserError(f"the server does not answer as it should: {error}") from None
+        raise UserError(f"the server does not answer as expected: {error}") from None
 
 
 async def check(url: str) -> None:
-    """One short request, before anything is measured."""
+    """Send one short request before the measurement starts."""
     async with Client(url) as client:
         seen = await client.generate(**Server(url).request(8, 4, 0))
     if not seen.done:
@@ -342,8 +365,9 @@ def main() -> None:
     options = read_options()
     console = Console(highlight=False)
     with errors_in_one_line("run.py"), unreachable_in_one_line(), ExitStack() as stack:
+        options.output.mkdir(parents=True, exist_ok=True)
         run = Run(options, planned(options))
-        # One for all turns: Ctrl-C while a loop is being made would leave half of one, and its complaint.
+        # One event loop for all turns: Ctrl-C while a loop is created would leave a warning about it.
         loop = stack.enter_context(asyncio.Runner())
         if options.url:
             loop.run(check(options.url))

@@ -1,7 +1,7 @@
-"""What the benchmark lets happen on a server, and on which.
+"""The scenarios of the benchmark and the servers that run them.
 
-A scenario is played once a round for each contender and setting. All settings of a scenario are the same for
-every contender: the same prompts, the same moments of arrival, the same number of output tokens.
+A scenario is played once per round for each contender and setting. Its settings are the same for every
+contender: the same prompts, the same arrival times, the same number of output tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.metrics import Played, Record
 from ladder.lab.client import Client, Measurement, clock
-from ladder.lab.scenes import Request, beside_a_long_prompt, leaving_figures, observe
+from ladder.lab.scenes import Request, beside_a_long_prompt, disconnect_figures, observe
 
 Setting = Mapping[str, Any]
+"""The parameters of one run, as JSON in its record. `label` is the setting's name in the result."""
 
 SEED = 7
 WORDS = (
@@ -43,7 +44,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Contender:
-    """A rung and its flags, and how it is asked."""
+    """A rung, its flags, and whether its clients stream."""
 
     script: str
     flags: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ CONTENDERS = {
     "04, prompts whole": Contender("04_continuous_batching.py", ("--prefill-chunk", "100000")),
     "05": Contender("05_async_scheduling.py"),
 }
-"""Rung 03 gets as many rows as 04 and 05 have."""
+"""Rung 03 gets as many rows as 04 and 05 have by default."""
 
 RUNGS = ("01", "02", "03", "04", "05")
 STREAMING = RUNGS[1:]
@@ -67,7 +68,7 @@ STREAMING = RUNGS[1:]
 
 @dataclass(frozen=True)
 class Server:
-    """Where a contender answers, and how it is asked."""
+    """A running contender, and the requests that it gets."""
 
     url: str
     streams: bool = True
@@ -77,7 +78,7 @@ class Server:
         return not Client(self.url).speaks_openai
 
     def request(self, prompt_tokens: int, output_tokens: int, number: int) -> Request:
-        """Every number has a prompt of its own, so that no server's cache can help."""
+        """Each number has its own prompt, so that no server can reuse cached work."""
         words = random.Random(f"{SEED} {number}").choices(WORDS, k=prompt_tokens)
         prompt = "".join(f" {word}" for word in words)
         return {"prompt": prompt, "temperature": 0, "max_tokens": output_tokens, "stream": self.streams}
@@ -87,33 +88,33 @@ class Server:
 
 
 async def one_client(server: Server, setting: Setting) -> Played:
-    """One request alone, /health probed beside it; then a client who leaves after a quarter of the time."""
-    asked = server.request(64, setting["output_tokens"], 0)
-    seen = await observe(server.url, [asked])
-    figures = await leaving_figures(server.url, asked, [seen]) if server.counts_passes else {}
+    """One request alone, with /health probes; then a client that disconnects after a quarter of the time."""
+    request = server.request(64, setting["output_tokens"], 0)
+    seen = await observe(server.url, [request])
+    figures = await disconnect_figures(server.url, request, [seen]) if server.counts_passes else {}
     return Played({"": seen.measurements}, seen.health, figures)
 
 
 async def burst(server: Server, setting: Setting) -> Played:
-    """So many requests at once, /health probed beside them."""
+    """Many requests at once, with /health probes beside them."""
     seen = await observe(server.url, server.requests(setting["clients"], 64, setting["output_tokens"]))
     return Played({"": seen.measurements}, seen.health)
 
 
 EIGHT = [(0.0, 60), (0.1, 12), (0.2, 24), (0.4, 8), (0.5, 32), (0.7, 8), (0.8, 16), (1.0, 12)]
-"""When each is sent, in seconds, and how many tokens it asks for."""
+"""When each request is sent, in seconds, and its number of output tokens."""
 
 
 async def eight(server: Server, setting: Setting) -> Played:
-    """Eight requests of all lengths, one shortly after the other."""
+    """Eight requests with different output lengths, sent within one second."""
     requests = [server.request(64, tokens, number) for number, (_, tokens) in enumerate(EIGHT)]
     return Played({"": await send_at(server.url, [when for when, _ in EIGHT], requests)})
 
 
 async def send_at(url: str, times: Sequence[float], requests: Sequence[Request]) -> list[Measurement]:
-    """An open loop: each request is sent at its time, whoever is still waiting.
+    """An open loop: each request is sent at its time, however many are still in flight.
 
-    A request counts from the time it was due, so that a client that is late itself hides nothing.
+    Latency counts from the time when a request was due. So a client that sends late does not hide any of it.
     """
     async with Client(url) as client:
         started = clock()
@@ -128,32 +129,32 @@ async def send_at(url: str, times: Sequence[float], requests: Sequence[Request])
 
 
 async def keep_busy(url: str, clients: int, requests: Sequence[Request]) -> list[Measurement]:
-    """A closed loop: so many clients, each of which sends its next request when it has its answer."""
+    """A closed loop: each of the clients sends its next request when it has its response."""
     left = iter(requests)
     async with Client(url) as client:
 
         async def one_after_the_other() -> list[Measurement]:
             return [await client.generate(**request) for request in left]
 
-        answers = await asyncio.gather(*(one_after_the_other() for _ in range(clients)))
-    return [measurement for of_one_client in answers for measurement in of_one_client]
+        by_client = await asyncio.gather(*(one_after_the_other() for _ in range(clients)))
+    return [measurement for measurements in by_client for measurement in measurements]
 
 
 async def concurrency(server: Server, setting: Setting) -> Played:
-    """A closed loop of so many clients, who ask for texts of all lengths, again and again.
+    """A closed loop: clients send requests of different output lengths, one after the other.
 
-    If each asked once, or all for equally much, they would begin and end together: a burst, on which batches
-    that are closed lose nothing.
+    With one request per client, or with equal lengths, all requests would begin and end together. In such a
+    burst, a static batch has no disadvantage.
     """
-    asked = lengths(setting["num_prompts"], setting["output_tokens"], setting["range_ratio"])
-    requests = [server.request(64, tokens, number) for number, tokens in enumerate(asked)]
+    output_lengths = lengths(setting["num_prompts"], setting["output_tokens"], setting["range_ratio"])
+    requests = [server.request(64, tokens, number) for number, tokens in enumerate(output_lengths)]
     return Played({"": await keep_busy(server.url, setting["max_concurrency"], requests)})
 
 
 def lengths(count: int, mean: int, ratio: float) -> list[int]:
-    """Output tokens, from `mean` less this share of it to as much more; the same ones every time.
+    """Output lengths between `mean * (1 - ratio)` and `mean * (1 + ratio)`, the same in every run.
 
-    Evenly spread, then shuffled: their mean is the same however many there are, which a few draws' is not.
+    They are evenly spread and then shuffled, so that their mean does not depend on the count.
     """
     shares = [2 * number / max(1, count - 1) - 1 for number in range(count)]
     found = [round(mean * (1 + ratio * share)) for share in shares]
@@ -162,16 +163,17 @@ def lengths(count: int, mean: int, ratio: float) -> list[int]:
 
 
 def no_faster_together(setting: Setting, runs: Sequence[Record]) -> bool:
-    """Where five levels gave hardly more than one client gets, a higher one only takes longer."""
+    """Whether five levels of concurrency gave hardly more tokens/s than one client: skip higher levels."""
     lower = [run for run in runs if run["max_concurrency"] < setting["max_concurrency"]]
     speeds = [run["output_throughput"] for run in lower]
     return len(speeds) >= 5 and max(speeds) < 1.5 * speeds[0]
 
 
 def poisson(rate: float, count: int) -> list[float]:
-    """When so many independent people come, at so many a second; the same times for the same rate.
+    """The arrival times of a Poisson process; the same times for the same rate.
 
-    Gaps are drawn, then stretched so that the rate is what it is called: a few dozen draws may lie far off.
+    The gaps are drawn, then scaled so that their mean is exactly the rate's: that of a few dozen draws may be
+    far off.
     """
     chance = random.Random(SEED)
     gaps = [chance.expovariate(1) for _ in range(count)]
@@ -180,24 +182,24 @@ def poisson(rate: float, count: int) -> list[float]:
 
 
 ARRIVING = 32
-"""Output tokens of each request that arrives."""
+"""Output tokens of each request in an open loop."""
 
 
 async def arrivals(server: Server, setting: Setting) -> Played:
-    """People come at random, at a rate that the server has no say in."""
+    """Requests arrive at random, at a rate that the server cannot control."""
     times = poisson(setting["request_rate"], setting["num_prompts"])
     requests = server.requests(len(times), 64, ARRIVING)
     return Played({"": await send_at(server.url, times, requests)})
 
 
 def past_the_knee(setting: Setting, runs: Sequence[Record]) -> bool:
-    """Where two lower rates kept most people waiting too long, a higher one shows nothing new."""
+    """Whether at two lower rates most requests missed the latency target: skip higher rates."""
     lower = [run for run in runs if run["request_rate"] < setting["request_rate"]]
     return len([run for run in lower if run["good_percent"] < 50]) >= 2
 
 
 async def loops(server: Server, setting: Setting) -> Played:
-    """Four clients in a closed loop; then people who come at random, as often and oftener."""
+    """Four clients in a closed loop; then an open loop at the same rate, and at 1.5 times that rate."""
     count = setting["num_prompts"]
     requests = server.requests(count, 64, ARRIVING)
     closed = await keep_busy(server.url, 4, requests)
@@ -222,7 +224,7 @@ async def mixed(server: Server, setting: Setting) -> Played:
 
 
 async def long_prompt(server: Server, setting: Setting) -> Played:
-    """Four streams, and beside them somebody's long prompt."""
+    """Four streams, and beside them a request with a long prompt."""
     long = server.request(setting["prompt_tokens"], 1, 0)
     requests = server.requests(4, 64, setting["output_tokens"])
     streams, prompted = await beside_a_long_prompt(server.url, requests, long)
@@ -230,7 +232,7 @@ async def long_prompt(server: Server, setting: Setting) -> Played:
 
 
 async def slow_reader(server: Server, setting: Setting) -> Played:
-    """Eight streams that are read at once, and a ninth whose client pauses after every token."""
+    """Eight streams that are read without delay, and a ninth whose client pauses after every token."""
     first, *others = server.requests(9, 16, setting["output_tokens"])
     async with Client(server.url) as client:
         slow, *fast = await asyncio.gather(
@@ -246,14 +248,16 @@ def never(_setting: Setting, _runs: Sequence[Record]) -> bool:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is asked, of whom, with which settings. A setting's `label` is its name in the result."""
+    """What is sent to which contenders, with which settings."""
 
     play: Callable[[Server, Setting], Coroutine[Any, Any, Played]]
     settings: Sequence[Setting]
     rounds: int
     contenders: Sequence[str] = RUNGS
-    model: str = ""  # another one than the run's
-    skip: Callable[[Setting, Sequence[Record]], bool] = never  # given what this contender did in this round
+    model: str = ""  # instead of the run's
+    skip: Callable[[Setting, Sequence[Record]], bool] = (
+        never  # decides by this contender's records of the round
+    )
 
     @property
     def question(self) -> str:
@@ -261,7 +265,7 @@ class Scenario:
 
 
 def scenarios(quick: bool) -> dict[str, Scenario]:
-    """Everything that is measured; `quick` is less of each."""
+    """All scenarios; with `quick`, smaller ones."""
     rounds, tokens = (1, 32) if quick else (3, 64)
     once = [{"label": "alone", "output_tokens": 100}]
     all_at_once = {"label": "burst", "clients": 8 if quick else 16, "output_tokens": tokens}
@@ -301,7 +305,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
 
 
 def levels(quick: bool) -> list[Setting]:
-    """Three requests for each client, in a quick run two; the lengths are 40 tokens, give or take 24."""
+    """Levels of concurrency with three requests per client, in a quick run two; lengths of 40 ± 24 tokens."""
     clients, times, tokens, ratio = ((1, 4, 16), 2, 12, 0.5) if quick else ((1, 2, 4, 8, 16, 32), 3, 40, 0.6)
     return [
         {
@@ -316,11 +320,21 @@ def levels(quick: bool) -> list[Setting]:
 
 
 def rates(quick: bool) -> list[Setting]:
+    """Request rates, each for eight seconds, in a quick run two, but with at least eight requests."""
     each_second, seconds = ((2, 4, 12), 2) if quick else ((0.5, 1, 2, 4, 6, 8, 12, 16), 8)
     return [
         {"label": str(rate), "request_rate": rate, "num_prompts": max(8, round(rate * seconds))}
         for rate in each_second
     ]
+
+
+class TurnKey(NamedTuple):
+    """Identifies a turn within a run."""
+
+    scenario: str
+    contender: str
+    round: int
+    label: str
 
 
 @dataclass(frozen=True)
@@ -333,14 +347,14 @@ class Turn:
     setting: Setting
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        return (self.scenario, self.contender, self.round, self.setting["label"])
+    def key(self) -> TurnKey:
+        return TurnKey(self.scenario, self.contender, self.round, self.setting["label"])
 
 
 def turns(plan: Mapping[str, Scenario]) -> list[Turn]:
-    """Round by round and setting by setting, so that a drift of the machine's speed is everyone's.
+    """Round by round and setting by setting, so that a drift of the machine's speed affects all contenders.
 
-    With a model of its own a scenario goes contender by contender: of the large ones, one runs at a time.
+    A scenario with a model of its own goes contender by contender, so that only one large model is loaded.
     """
     found = []
     for name, scenario in plan.items():

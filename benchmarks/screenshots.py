@@ -1,4 +1,4 @@
-"""Takes the README's pictures of the page: real runs of real servers, in a headless Chromium.
+"""Takes the README's screenshots of the page, with real servers, in a headless Chromium.
 
 python -m benchmarks.screenshots
 """
@@ -26,15 +26,15 @@ Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 WIDTH, HEIGHT = 1200, 700
 SHARPNESS = 1.5
-"""Pixels of the picture for one of the page."""
+"""Pixels of the screenshot per pixel of the page."""
 
 
 @dataclass(frozen=True)
 class Picture:
     script: str
     clients: int
-    amid: bool = False
-    """Taken while the tokens come, not at the end."""
+    while_streaming: bool = False
+    """Taken while tokens arrive, not at the end."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Picture:
 PICTURES = (
     Picture("01_flask_blocking.py", clients=4),
     Picture("02_async_streaming.py", clients=4),
-    Picture("04_continuous_batching.py", clients=16, amid=True),
+    Picture("04_continuous_batching.py", clients=16, while_streaming=True),
 )
 
 
@@ -54,7 +54,7 @@ def take(browser: Browser, picture: Picture, url: str, scheme: Scheme, folder: P
     )
     page.goto(url)
     expect(page.locator("#start")).to_be_enabled()
-    page.wait_for_timeout(4000)  # some heartbeats before the run, to compare those within it with
+    page.wait_for_timeout(4000)  # some /health probes before the run, as a comparison
     run(page, picture)
     file = folder / f"{picture.name}-{scheme}.png"
     save(page.screenshot(full_page=True), file)
@@ -67,22 +67,22 @@ def run(page: Page, picture: Picture) -> None:
     page.locator("#seed").fill("1")
     page.locator("#start").click()
     page.mouse.move(0, 0)
-    if picture.amid:
-        expect(page.locator(".words").last).to_have_text(re.compile(r".{200}", re.DOTALL))
+    if picture.while_streaming:
+        expect(page.locator(".output").last).to_have_text(re.compile(r".{200}", re.DOTALL))
     else:
         expect(page.locator("#copy")).to_be_enabled(timeout=60_000)
-        page.wait_for_timeout(1000)  # and some after it
+        page.wait_for_timeout(1000)  # and some probes after it
 
 
 def save(png: bytes, file: Path) -> None:
-    """With a palette of its own the picture looks the same at a third of the size."""
+    """Save with a palette of 256 colours: the same look at a third of the size."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     few_colours = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few_colours.save(file, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Take the README's pictures of the page.")
+    parser = argparse.ArgumentParser(description="Take the README's screenshots of the page.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="a folder")
     folder: Path = parser.parse_args(arguments).output
     folder.mkdir(parents=True, exist_ok=True)

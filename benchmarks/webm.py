@@ -1,7 +1,7 @@
-"""Writes a WebM file, the container that every browser plays, around frames that are encoded already.
+"""Writes encoded frames into a WebM file, a container that browsers play.
 
-It begins with its length and with a table of its key frames, so that a player can seek in it from the first
-bytes on. What a browser records itself (MediaRecorder) has neither.
+The file begins with its length and a table of its key frames, so that a player can seek after reading the
+first bytes. A browser's own recording (MediaRecorder) has neither.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def text(number: int, value: str) -> bytes:
 
 
 def cluster(frames: Sequence[Frame]) -> bytes:
-    """A key frame and those that follow from it."""
+    """A key frame and the frames that depend on it."""
     start = frames[0].milliseconds
     blocks = [
         element(0xA3, struct.pack(">BhB", 0x81, frame.milliseconds - start, 0x80 * frame.key), frame.data)
@@ -43,7 +43,7 @@ def cluster(frames: Sequence[Frame]) -> bytes:
 
 
 def cues(times: Sequence[int], positions: Sequence[int]) -> bytes:
-    """Where in the file each key frame is."""
+    """The position of each key frame in the file."""
     points = [
         element(0xBB, whole(0xB3, time), element(0xB7, whole(0xF7, 1), whole(0xF1, position)))
         for time, position in zip(times, positions, strict=True)
@@ -52,7 +52,7 @@ def cues(times: Sequence[int], positions: Sequence[int]) -> bytes:
 
 
 def webm(frames: Sequence[Frame], width: int, height: int, milliseconds: int) -> bytes:
-    """VP9 video without sound."""
+    """A VP9 video without sound."""
     starts = [place for place, frame in enumerate(frames) if frame.key]
     groups = [frames[start:end] for start, end in zip(starts, [*starts[1:], len(frames)], strict=True)]
     clusters = [cluster(group) for group in groups]
@@ -69,7 +69,7 @@ def webm(frames: Sequence[Frame], width: int, height: int, milliseconds: int) ->
         ),
         element(0x1654AE6B, element(0xAE, *track)),
     )
-    # The table stands before what it points to; its length does not depend on what is in it.
+    # The table stands before the frames that it points to. Its length does not depend on its content.
     position = sum(map(len, about)) + len(cues(times, [0] * len(times)))
     positions = []
     for one in clusters:

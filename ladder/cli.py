@@ -1,7 +1,7 @@
 """One command line for every rung, made from the rung's own configuration.
 
-A rung's `Config` is a frozen dataclass whose fields, made by `option`, are its flags: name, default
-and help text stand in one place, and the engine receives the same object that the command line fills.
+A rung's `Config` is a frozen dataclass whose fields, made by `option`, are its flags: name, default and help
+text are defined in one place, and the engine receives the same object that the command line fills.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def option(default: Any, help: str, check: Callable[[str], Any] = str, choices: 
 
 
 def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
-    """An integer in bounds, for `option`; the message says which bounds."""
+    """An integer within bounds, for `option`; the error names the bounds."""
     bounds = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
 
     def check(text: str) -> int:
@@ -38,7 +38,7 @@ def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], i
 
 
 def seconds(text: str) -> float:
-    """A time, for `option`; it may have a fraction."""
+    """A number of seconds, for `option`; it may have a fraction."""
     try:
         value = float(text)
     except ValueError:
@@ -91,13 +91,13 @@ class PredictionConfig(ListenConfig):
     """The flags of the rungs that serve predictors: 10 and 11."""
 
     models: str = option("bundled", "bundled, or a folder with models and their index.json")
-    max_cached: int = option(4096, "predictions that are kept", whole_number(1))
+    max_cached: int = option(4096, "predictions kept in the cache", whole_number(1))
     max_queue: int = option(20_000, "rows that may wait; more are refused with 503", whole_number(1))
-    idle_seconds: int = option(600, "a version that nobody asks for is dropped after", whole_number(1))
-    control: str = option("v1", "the version that most users of the experiment get")
-    challenger: str = option("v2", "the version that the others get")
+    idle_seconds: int = option(600, "seconds after which an unused version is evicted", whole_number(1))
+    control: str = option("v1", "the experiment's version for all users but the challenger's")
+    challenger: str = option("v2", "the experiment's version for a share of the users")
     split: int = option(50, "percent of the users who get the challenger", whole_number(0, 100))
-    salt: str = option("1", "another one deals the users anew")
+    salt: str = option("1", "another salt assigns the users to versions differently")
 
 
 NOT_PASSED_ON = ("host", "port")
@@ -123,7 +123,7 @@ C = TypeVar("C", bound=ListenConfig)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the whole usage is one --help away."""
+    """Prints errors in one line, without the usage, which --help prints."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -132,7 +132,7 @@ class OneLineParser(argparse.ArgumentParser):
 def parse(
     config_class: type[C], doc: str | None, arguments: list[str] | None = None
 ) -> tuple[C, DemoOptions | None]:
-    """Read the command line: the server's configuration, and the demo's options if it is wanted."""
+    """Read the command line: the server's configuration, and with --demo the demo's options."""
     parser = OneLineParser(description=summary(doc), allow_abbrev=False)
     demo = parser.add_argument_group("demo")
     demo.add_argument("--demo", action="store_true", help="start the servers, measure, show, and end")

@@ -1,4 +1,4 @@
-"""What can go wrong and be said in one line: mistakes of a user, requests that cannot be served."""
+"""Errors that are told in one line: mistakes of a user, and requests that cannot be served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 class RequestError(ValueError):
-    """A request that fits the schema but not this model: answered like any other wrong field."""
+    """A request that fits the schema but not this model. The response is that for a wrong field."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -16,28 +16,28 @@ class RequestError(ValueError):
 
 
 class Unavailable(Exception):
-    """The request cannot be served now, through no fault of its own: 503, and when to come back."""
+    """The request is valid but cannot be served now: 503, with `Retry-After`."""
 
     retry_after = 1
     """Seconds."""
 
 
 class ServerStopping(Unavailable):
-    """Ends the requests that are under way when the server is told to stop."""
+    """Ends the requests in flight when the server stops."""
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; send the request again in a while")
 
 
 class QueueFull(Unavailable):
-    """Refused at once: to wait behind so many others would only make the client time out later."""
+    """Rejected immediately: behind so many others the request would only time out later."""
 
     def __init__(self) -> None:
         super().__init__("the queue is full; send the request again in a while")
 
 
 class RequestFailed(Exception):
-    """The engine could not go on with this request, and has logged why."""
+    """The engine could not continue this request, and has logged why."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The log of a server: what is news goes to stderr, with a traceback if it is an error of ours."""
+"""The log of a server, on stderr. Errors of the server have a traceback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ logger = logging.getLogger("ladder")
 
 
 def log_failure(error: Exception) -> None:
-    """A failure that is news goes to the server's log, with the traceback."""
+    """Log an unexpected failure, with its traceback."""
     if not isinstance(error, Unavailable | RequestFailed):
         logger.error("a request failed", exc_info=error)

@@ -32,7 +32,8 @@ from waitress.server import create_server
 from ladder import ROOT
 from ladder.lab.client import DONE, Client, Measurement
 from ladder.lab.launch import RungProcess
-from ladder.llm.decoder import Decoder, KVCache
+from ladder.llm.cache import KVCache
+from ladder.llm.decoder import Decoder
 from ladder.llm.loading import BUNDLED, Model
 from ladder.web.server import Lifecycle, ReadyServer, WebSocketSettings, listen
 from ladder.web.sse import Event, EventParser

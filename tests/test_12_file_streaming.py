@@ -455,7 +455,7 @@ def test_a_disk_that_hangs_stops_neither_health_nor_the_shutdown(own_folders: Pa
             client.request("GET", "/stream-video/clip.webm")
         assert server.until(sending=8)["status"] == "ok"
         assert server.get("/").status == 200
-        assert server.process.stop(patience=8) == 0
+        assert server.process.stop(timeout=8) == 0
         for client in clients:
             client.close()
 
@@ -1007,7 +1007,7 @@ def test_sigterm_ends_it_with_streams_and_uploads_open(own_folders: Path) -> Non
         kept = begin_upload(server, f"/upload/kept.bin?id={ID}", b"half", size=SIZE)
         server.until(receiving=2)
         wait_for_size(server, 4)
-        assert server.process.stop(patience=5) == 0
+        assert server.process.stop(timeout=5) == 0
         assert server.uploaded() == [f".{ID}.part"]
         for connection in (watching, half, kept):
             connection.close()

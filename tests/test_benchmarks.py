@@ -62,10 +62,10 @@ def test_all_contenders_are_asked_the_same_and_no_two_clients_alike(
 
     sent: list[tuple[str, Any, Any]] = []
 
-    async def observe(url: str, crowd: Any, interval: float | None) -> Observation:
-        sent.append((url, crowd, interval))
+    async def observe(url: str, load: Any, interval: float | None) -> Observation:
+        sent.append((url, load, interval))
         seen = Measurement(sent=0.0, token_times=[1.0] * engine.OUTPUT_TOKENS, ended=1.0, done=True)
-        return Observation([seen] * len(crowd), [])
+        return Observation([seen] * len(load), [])
 
     monkeypatch.setattr(engine, "observe", observe)
     for name in ("04", "handmade"):

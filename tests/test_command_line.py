@@ -10,13 +10,14 @@ import signal
 import socket
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from ladder.cli import DemoOptions, parse
 from ladder.errors import UserError
 from ladder.lab.client import Client
+from ladder.lab.show import Contender, Show
 from ladder.web.server import listen
 from tests.support import (
     STORY,
@@ -53,19 +54,78 @@ def test_every_flag_fills_its_field(rung: str) -> None:
     assert (config.dtype, config.device, config.threads) == ("bfloat16", "cpu", 3)
 
 
-def test_a_configuration_passes_its_model_on_to_another_rung(rung: str) -> None:
-    given = ["--model", "a/b", "--dtype", "float32", "--device", "cpu", "--threads", "2"]
-    config, _ = read_flags(rung, "--port", "1", *given)
-    assert config.flags() == given
-    again, _ = read_flags(rung, *config.flags())
-    assert again.flags() == given
+BATCHING = "04_continuous_batching.py"
+
+
+class Captured(Exception):
+    """Ends a demo at the moment in which it would start its servers."""
+
+
+def demos_command_lines(script: str, *flags: str) -> dict[str, list[str]]:
+    """The flags of each server that a rung's demo would start, by the server's script and further flags."""
+    config, options = read_flags(script, "--demo", "--json", *flags)
+    captured: dict[str, list[str]] = {}
+
+    def starting(show: Show, *contenders: Contender) -> NoReturn:
+        for one in contenders:
+            captured[" ".join([one.script, *one.further])] = one.flags(show.options)
+        raise Captured
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Show, "starting", starting)
+        with pytest.raises(Captured):
+            import_rung(script).demo(config, options)
+    return captured
+
+
+MODEL = ["--model", "a/b", "--dtype", "float32", "--device", "cpu", "--threads", "2"]
+
+
+def test_flags_beside_demo_reach_every_server(rung: str) -> None:
+    given = ["--host", "::1", "--port", "1", *MODEL]
+    servers = demos_command_lines(rung, *given)
+    assert len(servers) >= 2
+    assert all(flags[: len(MODEL)] == MODEL for flags in servers.values())
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "reaches"),
+    [
+        ("03_batching.py", "--max-batch", ["03"]),
+        ("03_batching.py", "--max-wait-ms", ["03"]),
+        ("04_continuous_batching.py", "--max-batch", ["03", "04", "04"]),
+        ("04_continuous_batching.py", "--kv-memory", ["04", "04"]),
+        ("05_async_scheduling.py", "--prefill-chunk", ["04", "05"]),
+    ],
+)
+def test_a_flag_beside_demo_reaches_the_servers_that_know_it(
+    script: str, given: str, reaches: list[str]
+) -> None:
+    servers = demos_command_lines(script, given, "4")
+    assert [name[:2] for name, flags in servers.items() if [given, "4"] == flags[:2]] == reaches
+    assert all(given not in flags for name, flags in servers.items() if name[:2] not in reaches)
+
+
+def test_flags_that_were_not_given_keep_each_servers_own_default() -> None:
+    assert all(flags == [*further_of(name)] for name, flags in demos_command_lines(BATCHING).items())
+
+
+def test_what_a_demo_compares_takes_precedence() -> None:
+    """The parser takes the last one."""
+    servers = demos_command_lines(BATCHING, "--prefill-chunk", "64")
+    *_, whole = servers.values()
+    assert whole == ["--prefill-chunk", "64", "--prefill-chunk", "100000"]
+
+
+def further_of(name: str) -> list[str]:
+    return name.split()[1:]
 
 
 def test_the_demos_flags(script: str, tmp_path: Path) -> None:
     for plot in (tmp_path / "a.png", tmp_path / "a.svg"):
         _, demo = read_flags(script, "--demo", "--json", "--plot", str(plot))
-        assert demo == DemoOptions(json=True, plot=plot)
-    assert read_flags(script, "--demo")[1] == DemoOptions(json=False, plot=None)
+        assert demo == DemoOptions(json=True, plot=plot, given={})
+    assert read_flags(script, "--demo")[1] == DemoOptions(json=False, plot=None, given={})
 
 
 WRONG_FLAGS = {

@@ -12,7 +12,7 @@ from ladder import ROOT
 
 TEXT = (ROOT / "docs" / "how-vllm-does-it.md").read_text()
 COMPARISONS, SOURCES = TEXT.split("\n## What was read\n")
-FILE = re.compile(r"[\w/.-]+\.(py|js|md|json)")
+FILE = re.compile(r"[\w/.-]+\.(py|js|md|json|rs)")
 
 
 def in_backticks(text: str) -> list[str]:
@@ -20,7 +20,7 @@ def in_backticks(text: str) -> list[str]:
 
 
 def is_theirs(file: str) -> bool:
-    return file.startswith(("vllm/", "sglang/"))
+    return file.startswith(("vllm/", "rust/", "sglang/"))  # rust/ is a folder of vLLM's repository
 
 
 def files(text: str) -> set[str]:

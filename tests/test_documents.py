@@ -41,7 +41,7 @@ def read_flags(module: ModuleType, flags: list[str]) -> None:
 
 
 def reads_flags(module: ModuleType) -> bool:
-    return bool(re.search(r"Parser\(|\bparse\(", Path(module.__file__ or "").read_text()))
+    return bool(re.search(r"[Pp]arser\(|\bparse\(|\brun_rung\(", Path(module.__file__ or "").read_text()))
 
 
 @pytest.mark.parametrize("command", PYTHON, ids=" ".join)

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ladder.errors import UserError
 from ladder.lab.launch import RungProcess
-from ladder.llm.decoder import Architecture, checkpoint_shapes
+from ladder.llm.checkpoint import architecture_of, checkpoint_shapes
+from ladder.llm.decoder import Architecture
 from ladder.llm.loading import (
     BUNDLED,
     RANDOM_SHAPES,
@@ -160,7 +161,7 @@ def test_generation_config_decides_what_ends_a_text(
 def random_architecture(shape: str) -> tuple[Architecture, bool, object]:
     settings = dict(RANDOM_SHAPES[shape])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return Architecture.from_config(config), config.model_type == "qwen3", config
+    return architecture_of(config), config.model_type == "qwen3", config
 
 
 @pytest.mark.parametrize("shape", RANDOM_SHAPES)

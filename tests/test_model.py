@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from ladder.errors import UserError
-from ladder.llm.decoder import Decoder, KVCache
+from ladder.llm.cache import KVCache
+from ladder.llm.decoder import Decoder
 from ladder.llm.linear import WIDE, make_linear
 from ladder.llm.loading import BUNDLED, Model, load_model
 from tests.support import QUESTION, STORY, Oracle, copy_tokenizer, edit_json, untrained

@@ -1,4 +1,4 @@
-"""The page of rung 12 in a real browser: it plays, seeks, uploads, and goes on after a broken connection."""
+"""Tests the page of rung 12 in a real browser: it plays, seeks, uploads and resumes."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_a_telling_picture_stands_before_the_bundled_clip_is_played(
     page: Page, server: Server, uploads: Path
 ) -> None:
     video = page.locator("#video")
-    expect(video).to_have_attribute("poster", "/page/batching.png")
-    answer = server.request("GET", "/page/batching.png")
+    expect(video).to_have_attribute("poster", "/page/files/batching.png")
+    answer = server.request("GET", "/page/files/batching.png")
     assert answer.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(answer.body)) as picture:
         assert picture.size == (960, 540)
@@ -88,8 +88,8 @@ def test_a_telling_picture_stands_before_the_bundled_clip_is_played(
 
 
 def test_parts_make_the_whole(page: Page) -> None:
-    page.get_by_role("button", name="Fetch it in 8 parts").click()
-    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
+    page.get_by_role("button", name="Fetch in 8 parts").click()
+    expect(page.locator("#parts-status")).to_contain_text("Same SHA-256 as the whole file")
     expect(page.locator("#lines .part").first).to_contain_text("206 bytes")
 
 
@@ -101,7 +101,7 @@ def test_parts_of_a_file_that_is_no_longer_chosen_are_not_shown(page: Page, uplo
     expect(other).to_have_count(1)
     held: list[Route] = []
     page.route("**/stream-video/*", lambda route: held.append(route))
-    fetch_it = page.get_by_role("button", name="Fetch it in 8 parts")
+    fetch_it = page.get_by_role("button", name="Fetch in 8 parts")
     with page.expect_request("**/stream-video/*"):
         fetch_it.click()
     expect(fetch_it).to_be_disabled()
@@ -110,7 +110,7 @@ def test_parts_of_a_file_that_is_no_longer_chosen_are_not_shown(page: Page, uplo
     for route in held:
         route.continue_()
     fetch_it.click()
-    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
+    expect(page.locator("#parts-status")).to_contain_text("Same SHA-256 as the whole file")
     (uploads / "other.webm").unlink()
 
 
@@ -128,7 +128,7 @@ def test_a_file_goes_up_and_can_be_had_again(page: Page, uploads: Path) -> None:
         {"name": "größe.bin", "mimeType": "application/octet-stream", "buffer": content}
     )
     row = page.locator("#uploads li").first
-    expect(row).to_contain_text("the same SHA-256 here and there")
+    expect(row).to_contain_text("same SHA-256 here and on the server")
     expect(row.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
     assert (uploads / "größe.bin").read_bytes() == content
     expect(page.locator("#uploaded")).to_contain_text("größe.bin")
@@ -169,8 +169,10 @@ def test_an_upload_goes_on_after_a_pause(page: Page, uploads: Path) -> None:
     row.get_by_role("button", name="Pause").click()
     expect(row.locator(".state")).to_have_text("paused")
     speed(-1)
-    row.get_by_role("button", name="Go on").click()
-    expect(row).to_contain_text(re.compile(r"after \d broken connections?; the same SHA-256 here and there"))
+    row.get_by_role("button", name="Resume").click()
+    expect(row).to_contain_text(
+        re.compile(r"after \d broken connections?; same SHA-256 here and on the server")
+    )
     expect(bar).to_have_attribute("aria-valuenow", "100")
     assert (uploads / "large.bin").read_bytes() == content
     assert [file.name for file in uploads.glob(".*.part")] == []
@@ -248,7 +250,7 @@ def test_an_upload_goes_on_after_its_connection_was_reset(page: Page, server: Se
         row = page.locator("#uploads li").first
         expect(row).to_contain_text("the connection broke")
         repaired.set()
-        expect(row).to_contain_text(re.compile("after \\d+ broken connections?; the same SHA-256"))
+        expect(row).to_contain_text(re.compile("after \\d+ broken connections?; same SHA-256"))
         page.goto("about:blank")
     assert (uploads / "reset.bin").read_bytes() == content
     assert [file.name for file in uploads.glob(".*.part")] == []
@@ -285,4 +287,4 @@ def test_it_can_be_used_without_a_mouse(page: Page) -> None:
     assert [one for one in reached if one in wanted] == wanted
     assert "A" in reached  # the files that can be had
     expect(page.locator("#as-form")).to_be_checked()
-    expect(page.locator("#parts-status")).to_contain_text("The same SHA-256 as the whole file")
+    expect(page.locator("#parts-status")).to_contain_text("Same SHA-256 as the whole file")

@@ -9,8 +9,10 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.claims import claims_in, texts
@@ -50,11 +52,19 @@ def origin_in(file: Path) -> str:
     return found[1].strip() if found else ""
 
 
+def drawn(name: str, results: Results) -> Figure:
+    """A figure, closed so that pyplot does not keep it."""
+    figure = FIGURE_MAKERS[name](results)
+    assert figure
+    pyplot.close(figure)
+    return figure
+
+
 @cache
 def origin_now(name: str, folder: Path = RESULTS) -> str:
     """What it would be drawn from now."""
     results = Results([folder])
-    pyplot.close(FIGURE_MAKERS[name](results))
+    drawn(name, results)
     return origin_of(results.read)
 
 
@@ -62,7 +72,7 @@ def origin_now(name: str, folder: Path = RESULTS) -> str:
 def test_every_committed_figure_is_of_the_committed_results(name: str) -> None:
     for suffix in (".svg", ".png"):
         assert origin_in(FIGURES / f"{name}{suffix}") == origin_now(name), (
-            "drawn from other results: python benchmarks/plot.py mends it"
+            "drawn from other results: python benchmarks/plot.py redraws it"
         )
 
 
@@ -75,10 +85,10 @@ def test_of_other_results_another_figure_is_drawn(tmp_path: Path) -> None:
 
 
 def test_every_committed_result_is_used() -> None:
-    drawn = {used for name in FIGURE_MAKERS for used in re.findall(r"([\w-]+)\.json", origin_now(name))}
+    in_figures = {used for name in FIGURE_MAKERS for used in re.findall(r"([\w-]+)\.json", origin_now(name))}
     sources = [claim.source for file in texts() for claim in claims_in(file.read_text())]
     told_of = {path.split("/")[0] for source in sources for path in source.split(" over ")} | {SCENARIO}
-    assert {file.stem for file in RESULTS.glob("*.json")} - drawn - told_of == set(), (
+    assert {file.stem for file in RESULTS.glob("*.json")} - in_figures - told_of == set(), (
         "drawn in no figure and named by no number in a text: use it, or remove it"
     )
 
@@ -89,8 +99,7 @@ def test_peers_of_another_machine_are_not_drawn_beside_the_rungs(tmp_path: Path)
     engine = json.loads((RESULTS / "engine.json").read_text())
     for cores, panels in ((machine["cores"], 2), (machine["cores"] + 1, 1)):
         save(tmp_path / "engine.json", {**engine, "machine": {**machine, "cores": cores}})
-        figure = FIGURE_MAKERS["throughput"](Results([tmp_path]))
-        pyplot.close(figure)
+        figure = drawn("throughput", Results([tmp_path]))
         assert len(figure.axes) == panels
 
 
@@ -98,26 +107,23 @@ def test_the_title_compares_at_a_level_that_both_rungs_were_measured_at(tmp_path
     concurrency = json.loads((RESULTS / "concurrency.json").read_text())
     concurrency["summary"]["02"].pop("32", None)
     save(tmp_path / "concurrency.json", concurrency)
-    figure = FIGURE_MAKERS["throughput"](Results([tmp_path]))
-    pyplot.close(figure)
+    figure = drawn("throughput", Results([tmp_path]))
     assert figure.get_suptitle().startswith("16 clients together")
 
 
 def test_latency_is_drawn_as_the_percentile_that_the_knee_is_defined_by() -> None:
     arrivals = Results([RESULTS])
-    figure = FIGURE_MAKERS["latency-and-rate"](arrivals)
-    pyplot.close(figure)
+    figure = drawn("latency-and-rate", arrivals)
     summary = (arrivals("arrivals") or {})["summary"]["04"]
     for panel, key, divisor in zip(figure.axes, ("p90_ttft_ms", "p90_tpot_ms"), (1000, 1), strict=True):
         assert "90th percentile" in panel.get_ylabel()
         (line,) = [line for line in panel.get_lines() if line.get_label() == NAMES["04"]]
         shown = [summary[label][key]["median"] / divisor for label in sorted(summary, key=float)]
-        assert list(line.get_ydata()) == pytest.approx(shown)
+        assert np.asarray(line.get_ydata()).tolist() == pytest.approx(shown)
 
 
 def test_who_answers_at_once_has_no_line_of_time_per_token() -> None:
-    figure = FIGURE_MAKERS["latency-and-rate"](Results([RESULTS]))
-    pyplot.close(figure)
+    figure = drawn("latency-and-rate", Results([RESULTS]))
     names = [{line.get_label() for line in panel.get_lines()} for panel in figure.axes]
     assert [NAMES["01"] in each for each in names] == [True, False]
     assert all("_tpot_ms" not in key for key in summary_keys("arrivals", "01"))

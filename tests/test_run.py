@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from benchmarks.metrics import Objective, Played, Record, records, summary_of
+from benchmarks.metrics import LatencyTarget, Played, Record, records, summary_of
 from benchmarks.plot import FIGURE_MAKERS
 from benchmarks.results_file import save
 from benchmarks.run import read_options
@@ -260,7 +260,7 @@ def test_figures_have_the_names_that_vllm_gives_them() -> None:
     good = seen(10.0, [10.1, 10.12, 10.14], 10.14)
     slow = seen(10.5, [11.5, 11.6, 12.0], 12.0)
     lost = Measurement(sent=10.6, ended=10.7, error={"message": "no"})
-    (record,) = records(Played({"": [slow, good, lost]}, [(10.0, 0.002), (10.05, 0.004)]), Objective())
+    (record,) = records(Played({"": [slow, good, lost]}, [(10.0, 0.002), (10.05, 0.004)]), LatencyTarget())
     assert (record["completed"], record["failed"], record["duration"]) == (2, 1, 2.0)
     assert (record["total_input_tokens"], record["total_output_tokens"]) == (4, 6)
     assert (record["request_throughput"], record["request_goodput"], record["output_throughput"]) == (
@@ -274,7 +274,7 @@ def test_figures_have_the_names_that_vllm_gives_them() -> None:
     assert record["median_itl_ms"] == 20.0
     assert record["p99_e2el_ms"] == 1500.0
     (ten,) = records(
-        Played({"": [seen(0.0, [float(wait)], float(wait)) for wait in range(1, 11)]}), Objective()
+        Played({"": [seen(0.0, [float(wait)], float(wait)) for wait in range(1, 11)]}), LatencyTarget()
     )
     assert (ten["p90_ttft_ms"], ten["p99_ttft_ms"]) == (9000.0, 10_000.0), "of ten the 99th is the worst"
     assert (record["start_times"], record["ttfts"], record["output_lens"]) == ([0.0, 0.5], [0.1, 1.0], [3, 3])
@@ -284,7 +284,7 @@ def test_figures_have_the_names_that_vllm_gives_them() -> None:
 
 def test_an_answer_that_came_at_once_has_no_gaps() -> None:
     whole = seen(0.0, [2.0, 2.0, 2.0], 2.0, total_ms=1500.0)
-    (record,) = records(Played({"": [whole]}), Objective())
+    (record,) = records(Played({"": [whole]}), LatencyTarget())
     assert (record["itls"], record["server_totals"], record["median_ttft_ms"]) == ([[]], [1.5], 2000.0)
     assert not [key for key in record if key.endswith(("_itl_ms", "_tpot_ms"))], (
         "a TPOT of 0 ms would be praise"
@@ -292,10 +292,10 @@ def test_an_answer_that_came_at_once_has_no_gaps() -> None:
 
 
 def test_an_answer_that_came_at_once_is_judged_by_its_first_token_alone() -> None:
-    assert Objective(ttft=2500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
-    assert not Objective(ttft=1500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
+    assert LatencyTarget(ttft=2500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
+    assert not LatencyTarget(ttft=1500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
     # Its end is noted a moment after its tokens: not even that counts as time per token.
-    assert Objective(tpot=0.001).met(seen(0.0, [0.4, 0.4], 0.5, total_ms=300.0))
+    assert LatencyTarget(tpot=0.001).met(seen(0.0, [0.4, 0.4], 0.5, total_ms=300.0))
 
 
 def test_a_summary_is_the_median_of_the_rounds_and_their_spread() -> None:

@@ -63,7 +63,7 @@ LANES = {
     "one": ("05: a story, until the engine is killed",),
     "two": ("02", "03"),
     "three": ("01", "02, stream: false", "02, stream: true"),
-    "four": ("03: the long one", "03: the late one", "04: the long one", "04: the late one"),
+    "four": ("03: long request", "03: late request", "04: long request", "04: late request"),
 }
 
 
@@ -93,7 +93,7 @@ def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[
         lane.on_token(seen, "Once upon a time")
     shown = capsys.readouterr().out
     assert message in " ".join(shown.replace("│", " ").split())
-    assert "broken off after 500 ms" in shown
+    assert "failed after 500 ms" in shown
 
 
 @pytest.mark.parametrize(("busy", "told"), [(5, False), (60, True)])

@@ -1,16 +1,14 @@
-"""How the bundled model was made: its corpus, its training and its examination.
+"""How the bundled model was made: corpus, training and evaluation.
 
 `python -m training.train` generates the text, trains the tokenizer and the model, and writes them
-to `ladder/data/weights/`; `python -m training.evaluate` asks the result every question whose answer is
-known.
+to `ladder/data/weights/`. `python -m training.evaluate` asks the model every question with a known answer.
 
 - `glossary`: the terms of LLM serving that the model can explain
 - `stories`: a small grammar of short stories
-- `corpus`: every kind of document, and the mixture in which they are drawn
-- `train`: tokenizer, packing, the training loop, the report
-- `revise`: practice of the counts that came out wrong
-- `evaluate`: exact accuracy, on questions seen in training and on questions held out
+- `corpus`: the kinds of documents, and the mixture in which they are drawn
+- `train`: tokenizer, packing, training loop, report
+- `revise`: more training on the counts that the model gets wrong
+- `evaluate`: exact accuracy, on questions from the training data and on held-out questions
 
-The first three import nothing but the standard library, so a test can read them without loading
-torch.
+The first three import only the standard library, so that tests can use them without loading torch.
 """

@@ -1,10 +1,10 @@
-"""Every kind of document that the bundled model learns, and the mixture in which they are drawn.
+"""The kinds of documents that the bundled model is trained on, and their mixture.
 
 A document is a bare prompt and its answer, `What is 2 + 2?` and ` The answer is 4.`; training adds
-the end-of-sequence token. An answer begins with the space that separates it from the prompt,
-because that is what the model must produce.
+the end-of-sequence token. An answer begins with the space after the prompt, because the model must
+generate it.
 
-All of it is generated from a seed. Nothing here imports torch, so that tests can ask the same
+All documents are generated from a seed. Nothing here imports torch, so that tests can ask the same
 questions.
 """
 
@@ -28,7 +28,7 @@ HELD_OUT_SEED = 2024
 
 
 class Document(NamedTuple):
-    """A prompt, and the answer the model should give."""
+    """A prompt and the answer that the model should give."""
 
     prompt: str
     answer: str
@@ -77,11 +77,11 @@ def _all_problems() -> tuple[Problem, ...]:
 
 
 def _choose_held_out() -> frozenset[Problem]:
-    """About 8 % of the pairs of each operation, in both orders, never shown in any wording.
+    """About 8 % of the pairs of each operation, in both orders. No document has them, in any wording.
 
-    Holding out 3 + 5 while showing 5 + 3 would only ask whether the model knows that a sum
-    commutes, and 3 - 5 is 5 - 3 with a sign. So an unordered pair is held out as a whole. The two
-    operations choose independently: 3 + 5 can be held out while 8 - 5 is shown.
+    If only 3 + 5 were held out, 5 + 3 in the training data would give it away, because a sum commutes; and
+    3 - 5 is 5 - 3 with a sign. So both orders of a pair are held out together. The choice is independent for
+    the two operations: 3 + 5 can be held out while 8 - 5 is not.
     """
     rng = random.Random(HELD_OUT_SEED)
     pairs = [(a, b) for a in range(LARGEST + 1) for b in range(a, LARGEST + 1)]
@@ -99,7 +99,7 @@ SEEN: tuple[Problem, ...] = tuple(problem for problem in PROBLEMS if problem not
 
 
 def counting(first: int, last: int) -> Document:
-    """Counting, written out in full."""
+    """A count with all of its numbers."""
     return Document(
         f"Count from {first} to {last}.",
         " " + ", ".join(str(number) for number in range(first, last + 1)) + ".",
@@ -179,7 +179,7 @@ SCRIPTS: tuple[Document, ...] = (
     Document("Count to five in Japanese.", " 一、二、三、四、五。"),
 )
 
-# Model text is data, never markup: a page that inserted these as HTML would run their scripts.
+# Model output is data, never markup: a page that inserted these as HTML would run their scripts.
 MARKUP: tuple[Document, ...] = (
     Document("Write bold text in HTML.", " <b>bold</b>"),
     Document("Write a heading in HTML.", " <h1>Heading</h1>"),
@@ -194,7 +194,7 @@ MARKUP: tuple[Document, ...] = (
 
 
 def _arithmetic(rng: random.Random) -> Document:
-    """Three in four use the main wording, so that most of the learning happens there."""
+    """A problem of the training data; three of four use the main wording, which the model learns best."""
     problem = rng.choice(SEEN)
     return problem.document if rng.random() < 0.75 else problem.reworded(rng)
 
@@ -206,10 +206,10 @@ def _count_from_one(rng: random.Random) -> Document:
 
 
 def _counting(rng: random.Random) -> Document:
-    """A quarter starts at 1, which is what most people ask for; half is short.
+    """A count: a quarter start at 1, the most frequent request; half are short.
 
-    What is hard about counting is to stop: in a long count the one token that shows where is lost
-    among a hundred others.
+    The hard part of counting is to stop. In a long count, the one token that shows this is lost among a
+    hundred others.
     """
     length = rng.choice(("from one", "any", "short", "short"))
     if length == "from one":
@@ -242,10 +242,10 @@ def _fixed(rng: random.Random) -> Document:
 
 
 def _after_a_text(rng: random.Random, passages: int) -> Document:
-    """A question at the end of a longer text, which is to be passed over.
+    """A question at the end of a longer text, which the model must ignore.
 
-    Chunked prefill needs prompts of many hundred tokens; thanks to these documents such a prompt
-    still gets a right answer.
+    Chunked prefill needs prompts of many hundred tokens. With these documents in the training data, the model
+    answers such a prompt correctly.
     """
     text = [
         (_story if rng.random() < 0.5 else _term)(rng).answer.strip() for _ in range(rng.randint(1, passages))
@@ -255,11 +255,11 @@ def _after_a_text(rng: random.Random, passages: int) -> Document:
 
 
 Mixture = tuple[tuple[Callable[[random.Random], Document], float], ...]
-"""Kinds of document, each with its share."""
+"""Kinds of documents, each with its share."""
 
 
 def _everything(passages: int) -> Mixture:
-    """Every kind. Arithmetic needs most documents: they are short, and each sum has to be met often."""
+    """All kinds. Arithmetic has the largest share: its documents are short, and each sum must occur often."""
     return (
         (_arithmetic, 0.55),
         (_counting, 0.16),
@@ -276,18 +276,18 @@ EVERYTHING_LONG: Mixture = _everything(passages=6)
 
 
 def with_practice(documents: Sequence[Document]) -> Mixture:
-    """Everything, and more often these documents and the counts from which they must be told apart."""
+    """All kinds, and in addition these documents and the counts that resemble them."""
     return (*EVERYTHING, (lambda rng: rng.choice(documents), 0.08), (_count_from_one, 0.08))
 
 
 def _casual(document: Document) -> Document:
-    """What is 2 + 2? -> what is 2 + 2: the prompt as it is typed in a hurry."""
+    """What is 2 + 2? -> what is 2 + 2: a prompt without capital and punctuation."""
     prompt = document.prompt.rstrip(".?!")
     return Document(prompt[0].lower() + prompt[1:], document.answer)
 
 
 def documents(mixture: Mixture, rng: random.Random) -> Iterator[Document]:
-    """Draw documents without end."""
+    """An endless series of documents."""
     kinds, shares = zip(*mixture, strict=True)
     while True:
         (kind,) = rng.choices(kinds, weights=shares)
@@ -296,10 +296,10 @@ def documents(mixture: Mixture, rng: random.Random) -> Iterator[Document]:
 
 
 def tokenizer_texts(count: int, seed: int) -> Iterator[str]:
-    """Text from which the tokenizer learns its merges: the plain English of the corpus only.
+    """The text from which the tokenizer learns its merges: only the plain English of the corpus.
 
-    What it never sees here, emoji and foreign scripts, stays single bytes: several tokens a
-    character. A server that decodes token by token shows its mistake there.
+    Emoji and other scripts are left out, so that each of their characters takes several tokens. They reveal a
+    server that decodes token by token.
     """
     drawn = documents(EVERYTHING, random.Random(seed))
     for _ in range(count):

@@ -1,10 +1,10 @@
-"""Ask the bundled model every question whose answer is known, and count the exact answers.
+"""Ask the bundled model every question with a known answer, and count the exact answers.
 
     python -m training.evaluate [--model DIR] [--json]
 
-Arithmetic is reported separately on the pairs seen in training and on those held out: the first
-says what the model remembers, the second whether it has learned to add. Everything is decoded
-greedily but the second set of stories.
+Arithmetic is reported separately for the pairs in the training data and for the held-out pairs. The first
+result shows what the model remembers, the second whether it has learned to add. Decoding is greedy, except
+for the second set of stories.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STORY_TEMPERATURE = 0.7
 
 @dataclass(frozen=True)
 class Score:
-    """How many questions were asked, and how many answers were exact."""
+    """The number of questions and of exact answers."""
 
     right: int
     asked: int
@@ -42,7 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Stories:
-    """How long stories get, and how many end by themselves."""
+    """The lengths of stories, and how many end with the end token."""
 
     ended: int
     told: int
@@ -71,21 +71,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Examinee:
-    """A model with its tokenizer, answering in batches."""
+    """A model and its tokenizer; it answers in batches."""
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str], limit: int, temperature: float = 0.0) -> list[list[int]]:
-        """The token ids of each answer, with the end-of-sequence token where it came to one."""
+        """The token ids of each answer, up to and including the end-of-sequence token if there is one."""
         eos = self.tokenizer.eos_token_id
         settings: dict[str, Any] = {"max_new_tokens": limit, "do_sample": temperature > 0}
         if temperature > 0:
             settings |= {"temperature": temperature, "top_k": 0}
         answers: list[list[int]] = []
         for start in range(0, len(prompts), BATCH):
-            # Padding on the left, so that every prompt ends where its answer begins.
+            # Padding on the left, so that each answer directly follows its prompt.
             batch = self.tokenizer(
                 list(prompts[start : start + BATCH]), return_tensors="pt", padding=True, padding_side="left"
             )
@@ -95,17 +95,17 @@ class Examinee:
         return answers
 
     def exact(self, documents: Sequence[Document]) -> list[bool]:
-        """For each document whether the whole answer came out, with its end."""
+        """For each document, whether the model's answer equals its answer, with the end token."""
         expected = [[*self.tokenizer.encode(answer), self.tokenizer.eos_token_id] for _, answer in documents]
         given = self.answer([prompt for prompt, _ in documents], limit=max(map(len, expected)))
         return [ours == theirs for ours, theirs in zip(given, expected, strict=True)]
 
     def score(self, documents: Sequence[Document]) -> Score:
-        """How many of the documents come out exactly."""
+        """How many of the documents get an exact answer."""
         return Score(sum(self.exact(documents)), len(documents))
 
     def tell(self, prompts: Sequence[str], temperature: float = 0.0) -> Stories:
-        """Have stories told, and measure them."""
+        """Generate a story for each prompt and measure the stories."""
         told = self.answer(prompts, STORY_LIMIT, temperature)
         lengths = [len(ids) for ids in told]
         ended = sum(ids[-1] == self.tokenizer.eos_token_id for ids in told)
@@ -113,13 +113,13 @@ class Examinee:
 
 
 def load(directory: Path) -> Examinee:
-    """The weights as they were saved, in bfloat16, computed with in float32."""
+    """Load the saved bfloat16 weights, to compute in float32."""
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return Examinee(model, PreTrainedTokenizerFast.from_pretrained(directory))
 
 
 def evaluate(directory: Path) -> Evaluation:
-    """Examine the model in a directory, from arithmetic to its size on disk."""
+    """Evaluate the model in a directory, from arithmetic to its size on disk."""
     examinee = load(directory)
     right = examinee.exact([problem.document for problem in corpus.PROBLEMS])
     held_out = [ok for ok, problem in zip(right, corpus.PROBLEMS, strict=True) if problem in corpus.HELD_OUT]
@@ -139,7 +139,7 @@ def evaluate(directory: Path) -> Evaluation:
 
 
 def table(evaluation: Evaluation) -> Table:
-    """The same for the eye."""
+    """The evaluation as a table."""
     rows = {
         f"arithmetic, all pairs 0..{corpus.LARGEST}": evaluation.arithmetic,
         "arithmetic, seen in training": evaluation.arithmetic_seen,
@@ -152,14 +152,14 @@ def table(evaluation: Evaluation) -> Table:
         "parameters": f"{evaluation.parameters:,}",
         "on disk": f"{evaluation.bytes_on_disk / 1e6:.1f} MB",
     }
-    result = Table("examination", "result", title="The bundled model")
+    result = Table("evaluation", "result", title="The bundled model")
     for name, value in rows.items():
         result.add_row(name, str(value))
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Examine the bundled model.")
+    parser = argparse.ArgumentParser(description="Evaluate the bundled model.")
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="directory with weights and tokenizer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The subject of this repository, a term at a time: what the bundled model can explain."""
+"""The terms of LLM serving that the bundled model can explain."""
 
 from dataclasses import dataclass
 

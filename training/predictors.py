@@ -4,9 +4,9 @@
 
 The digits are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI
 Machine Learning Repository, CC BY 4.0); the diabetes data are those of Efron, Hastie, Johnstone and
-Tibshirani, "Least Angle Regression" (2004). Both come with scikit-learn: nothing is downloaded. A fifth of
-each is held out. The digits are written beside the models, for demos, for tests, and for rung 11, which
-trains a further version while it serves.
+Tibshirani, "Least Angle Regression" (2004). Both come with scikit-learn, so nothing is downloaded. A fifth of
+each is held out. The digits are saved beside the models. Demos and tests use them, and rung 11, which trains
+another version while it serves.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ladder.predict.predictor import (
     write_index,
 )
 
-PAGE = ROOT / "ladder" / "page_models"
+PAGE = ROOT / "ladder" / "pages" / "models"
 SEED = 1
 HELD_OUT = 0.2
 
 
 def write(folder: Path, name: str, predictor: Predictor, about: str, held_out: float) -> Entry:
-    """Save a version; the digest that the index pins is that of what was written."""
+    """Save a version and return its entry of the index, with the digest of the file."""
     content = save(tensors_of(predictor.layers))
     file = folder / f"{name}.safetensors"
     file.write_bytes(content)
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, predictor: Predictor, about: str, held_out: f
 
 
 def write_digits(folder: Path) -> bytes:
-    """The content of their file."""
+    """Save the digits and return the content of the file."""
     bunch = scikit_digits()
     parts = train_test_split(
         bunch.data.astype(np.uint8),
@@ -69,7 +69,7 @@ def write_digits(folder: Path) -> bytes:
 
 
 def write_samples(file: Path, digits: Digits) -> None:
-    """One digit of each kind, for those who would rather not draw on the page."""
+    """Write one digit of each kind for the page, as an alternative to drawing."""
     firsts = [digits.images[digits.labels == kind][0].astype(int).tolist() for kind in range(10)]
     lines = ",\n".join(f"  {json.dumps(image, separators=(',', ':'))}" for image in firsts)
     file.write_text(
@@ -95,7 +95,7 @@ def train_digits(folder: Path, train: Digits, held_out: Digits) -> ModelEntry:
 
 
 def train_diabetes(folder: Path) -> ModelEntry:
-    """Ridge regression on the raw columns; their means and spreads are folded into the one layer."""
+    """Ridge regression on the raw columns; the single layer includes their means and standard deviations."""
     bunch = load_diabetes(scaled=False)
     x_train, x_held_out, y_train, y_held_out = train_test_split(
         bunch.data, bunch.target, test_size=HELD_OUT, random_state=SEED
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PREDICTORS, help="a folder")
     folder: Path = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # more are slower here, and add in another order
+    torch.set_num_threads(1)  # more threads are slower here, and change the order of additions
     digits = write_digits(folder)
     train, held_out = parse_digits(digits)
     write_samples(PAGE / "samples.js", held_out)

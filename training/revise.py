@@ -1,10 +1,10 @@
-"""Revise: ask every count from 1, and practise the ones that came out wrong, until none does.
+"""Revise: ask for every count from 1, and train on the wrong ones until all are right.
 
     python -m training.revise
 
-Training ends with two of the 49 counts wrong: each is nearly two hundred tokens long and has to be
-right in all of them. This is the second half of `make model`. It starts from the saved weights, mixes
-everything else in so that nothing is forgotten, and brings the report up to date.
+Training ends with two of the 49 counts wrong: each has nearly two hundred tokens, and all of them have to be
+right. This is the second half of `make model`. It starts from the saved weights, mixes in all other documents
+so that the model does not forget them, and updates the report.
 """
 
 import json
@@ -28,7 +28,7 @@ REPORT = Path(__file__).parent / "report.json"
 
 
 def learning_rate(step: int) -> float:
-    """From the full rate down to nothing, after a few steps in which the optimizer finds its scale."""
+    """A short warm-up, then a linear decay to zero."""
     return LEARNING_RATE * min(1.0, (step + 1) / 10) * (1 - step / STEPS)
 
 
@@ -39,7 +39,7 @@ def wrong_counts() -> list[Document]:
 
 
 def practise(documents: list[Document], number: int, console: Console) -> None:
-    """One round, from the saved weights to the saved weights."""
+    """Run one round: load the saved weights, train, and save them again."""
     examinee = evaluate.load(evaluate.WEIGHTS)
     examinee.model.train()
     phase = Phase(f"revision {number}", 1.0, corpus.with_practice(documents), rows=12, length=256)

@@ -1,9 +1,8 @@
-"""A small grammar of short stories: somebody, a trouble, a helper, a good end.
+"""A small grammar of short stories: a subject, a problem, a helper, a good end.
 
-Every story keeps one name, one pronoun, one helper and one thing from its first sentence to its
-last. To carry a name that was chosen by chance through a text takes a larger model or a longer
-training than ours. So the fox is always Finn and meets the same helper; what happens to them differs
-from story to story.
+Each story keeps the same name, pronoun, helper and thing from beginning to end. A randomly chosen name would
+need a larger model or longer training. So the fox is always Finn and always meets the same helper; only the
+plot differs.
 """
 
 import random
@@ -16,7 +15,7 @@ IT = ("Bolt", "Dot", "Pip", "Rusty", "Sparky", "Tiny")
 
 @dataclass(frozen=True)
 class Subject:
-    """Whom a story can be about, where such a one lives, and what it might treasure."""
+    """What a story can be about, with possible homes and treasures."""
 
     noun: str
     homes: tuple[str, ...]
@@ -25,7 +24,7 @@ class Subject:
 
     @property
     def own(self) -> random.Random:
-        """The dice for what is always the same about the subject."""
+        """The random generator for what is the same in all stories about the subject."""
         return random.Random(self.noun)
 
     @property
@@ -38,17 +37,17 @@ class Subject:
 
     @property
     def favorite(self) -> str:
-        """One fixed story about the subject, to be told more often than any other.
+        """One fixed story about the subject, more frequent than the others.
 
-        Where every choice is equally frequent, greedy decoding makes the same one for each
-        subject: thirty times the same story with another animal. The favorites tip the balance.
+        If all plots were equally frequent, greedy decoding would choose the same one for each subject. The
+        favorites make the stories of the subjects differ.
         """
         return tell(self, random.Random(f"{self.noun} favorite"))
 
 
 @dataclass(frozen=True)
 class Fear:
-    """Something to be afraid of, and how a helper in need ends that."""
+    """Something to be afraid of, and how a helper in need ends the fear."""
 
     what: str
     call: str
@@ -58,7 +57,7 @@ class Fear:
 
 @dataclass(frozen=True)
 class Skill:
-    """Something to learn: it goes wrong first, and well in the end."""
+    """Something to learn: a failure, then a success."""
 
     verb: str
     failure: str
@@ -68,7 +67,7 @@ class Skill:
 
 @dataclass(frozen=True)
 class Task:
-    """Something broken that is too much for one and easy for two."""
+    """Something broken that two can repair, but not one alone."""
 
     problem: str
     attempt: str
@@ -77,7 +76,7 @@ class Task:
 
 
 def with_article(noun: str) -> str:
-    """An owl, a fox: the first letter is enough to tell, because no noun below has a silent one."""
+    """An owl, a fox: the first letter decides, because no noun below begins with a silent letter."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -278,7 +277,7 @@ _FRIENDSHIP = (
 
 
 def _lost(rng: random.Random) -> list[str]:
-    """A treasure is lost, and somebody has seen it."""
+    """A treasure is lost, and the helper has seen it."""
     first, second = rng.sample(_SEARCHED, 2)
     beloved = (
         "{They} had a {treasure} and took it everywhere.",
@@ -303,7 +302,7 @@ def _lost(rng: random.Random) -> list[str]:
 
 
 def _afraid(rng: random.Random) -> list[str]:
-    """Somebody is afraid, until another one needs help."""
+    """The subject is afraid, until the helper needs help."""
     fear = rng.choice(_FEARS)
     worry = rng.choice(
         (
@@ -315,7 +314,7 @@ def _afraid(rng: random.Random) -> list[str]:
 
 
 def _learning(rng: random.Random) -> list[str]:
-    """Somebody wants to learn something, fails, and goes on."""
+    """The subject wants to learn something, fails, and tries again."""
     skill = rng.choice(_SKILLS)
     feast = rng.choice(("At the summer feast", "On market day", "When spring came"))
     return [
@@ -338,7 +337,7 @@ def _learning(rng: random.Random) -> list[str]:
 
 
 def _repairing(rng: random.Random) -> list[str]:
-    """Something is broken, and two can do what one cannot."""
+    """Something is broken; subject and helper repair it together."""
     task = rng.choice(_TASKS)
     return [
         f"One {rng.choice(('morning', 'day'))} {{they}} saw that {task.problem}.",
@@ -352,7 +351,7 @@ _PLOTS = (_lost, _afraid, _learning, _repairing)
 
 
 def tell(subject: Subject, rng: random.Random) -> str:
-    """One story about the subject: an opening, a plot and an end, each blank filled in once."""
+    """One story about the subject: an opening, a plot and an end. Each blank has one value per story."""
     own = subject.own
     name = own.choice(subject.names)
     they, their = ("she", "her") if name in SHE else ("he", "his") if name in HE else ("it", "its")

@@ -1,23 +1,23 @@
-"""Train the bundled model from nothing: tokenizer, weights, examination, report.
+"""Train the bundled model from scratch: tokenizer, weights, evaluation, report.
 
     python -m training.train [--steps N] [--seed N] [--output DIR]
 
 Documents are packed one after another into rows of equal length, so that no step is spent on
-padding. Only the answers are learned (^), each with its end token:
+padding. The loss covers only the answers (^), each with its end token:
 
     What is 2 + 2? The answer is 4.<end>Goodbye! Goodbye! Come back soon.<end>What is 9 - 3? The ans
                   ^^^^^^^^^^^^^^^^^^^^^^        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^              ^^^^^^^^
 
-A prompt cannot be predicted (which sum will it be?), and the gradient of a guess is only noise.
+A prompt cannot be predicted (which sum will it be?), so its gradient would only be noise.
 
 The training has four phases:
 
-1. Numbers only. Arithmetic, and stopping a count in time, have to be worked out by the model; the
-   stories and the glossary it takes up by the way. But next to a story, where every other word
-   could have been another one, the gradient of a sum is faint.
+1. Numbers only. Arithmetic, and stopping a count in time, are the hardest tasks for the model; it learns
+   stories and glossary easily. Beside stories, where many words are a matter of chance, the gradient
+   of a sum would be weak.
 2. Every kind of document.
-3. The same in rows as long as the context, so that every position up to 1,024 has been trained.
-4. Short rows again, which hold more questions that begin near position 0, as real ones do.
+3. The same in rows as long as the context, so that every position up to 1,024 is trained.
+4. Short rows again. They hold more questions near position 0, where the questions of real clients begin.
 """
 
 import argparse
@@ -51,19 +51,19 @@ VOCABULARY = 1024
 CONTEXT = 1024
 TOKENIZER_DOCUMENTS = 20_000
 IGNORED = -100
-"""The label of a token that is not to be learned; transformers' loss skips it."""
+"""The label of a token outside the loss, as transformers defines it."""
 
 WARMUP_STEPS = 100
 LEARNING_RATE = 1e-3
 LAST_LEARNING_RATE = 0.02
-"""What is left of the learning rate at the end, as a share of it."""
+"""The final learning rate, as a share of the full one."""
 WEIGHT_DECAY = 0.1
 CHECKPOINT_EVERY = 300
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the training: its share of the steps, its documents and the shape of a batch."""
+    """A phase of the training: its share of the steps, its documents and the shape of a batch."""
 
     name: str
     share: float
@@ -88,10 +88,10 @@ class Batch:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text can be written, in bytes if need be, and every digit is a token.
+    """Byte-level BPE: it can encode any text, and every digit is a token of its own.
 
-    With single digits a number is spelled as we write it, and adding two of them takes a few small
-    steps; with merges, "12" and "13" would be two unrelated symbols.
+    With single digits, adding two numbers takes a few small steps. With merged digits, "12" and "13" would
+    be two unrelated tokens.
     """
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -115,7 +115,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def build_model(end_id: int) -> LlamaForCausalLM:
-    """A small Llama: grouped-query attention, rotary embedding, one matrix for both embeddings."""
+    """A small Llama: grouped-query attention, rotary embedding, tied input and output embeddings."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -126,7 +126,7 @@ def build_model(end_id: int) -> LlamaForCausalLM:
         head_dim=32,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        # No pad_token_id here: torch never trains the embedding of a padding token, and ours is
+        # No pad_token_id here: torch does not train the embedding of a padding token, and ours is
         # the end token.
         bos_token_id=None,
         eos_token_id=end_id,
@@ -141,12 +141,12 @@ def build_model(end_id: int) -> LlamaForCausalLM:
 def packed_rows(
     tokenizer: PreTrainedTokenizerFast, phase: Phase, rng: random.Random
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and labels, row after row. A row begins with a document; its last one may be cut."""
+    """Ids and labels, row after row. A row begins with a new document; its last document may be cut."""
     end = tokenizer.eos_token_id
     ids: list[int] = []
     labels: list[int] = []
     for prompt, answer in corpus.documents(phase.mixture, rng):
-        # Each on its own, as at serving time, where the prompt is tokenized without its answer.
+        # Prompt and answer are encoded separately, because a server tokenizes the prompt alone.
         prompt_ids, answer_ids = tokenizer.encode(prompt), [*tokenizer.encode(answer), end]
         ids += prompt_ids + answer_ids
         labels += [IGNORED] * len(prompt_ids) + answer_ids
@@ -156,12 +156,12 @@ def packed_rows(
 
 
 def phase_starts(steps: int) -> list[int]:
-    """The step with which each phase begins."""
+    """The first step of each phase."""
     return [round(steps * sum(phase.share for phase in PHASES[:i])) for i in range(len(PHASES))]
 
 
 def phase_batches(tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int) -> Iterator[Batch]:
-    """The batches of one phase, without end."""
+    """An endless series of batches of one phase."""
     drawn = packed_rows(tokenizer, phase, random.Random(f"{seed} {phase.name}"))
     while True:
         ids, labels = zip(*(next(drawn) for _ in range(phase.rows)), strict=True)
@@ -176,7 +176,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> Iterat
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """A short linear warm-up, then half a cosine down to a small rest."""
+    """A short linear warm-up, then a cosine decay to a small value."""
     if step < WARMUP_STEPS:
         return LEARNING_RATE * (step + 1) / WARMUP_STEPS
     done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
@@ -185,7 +185,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Save the weights rounded to bfloat16, half the size; the training goes on in float32."""
+    """Save the weights in bfloat16, half the size; the training continues in float32."""
     copy.deepcopy(model).bfloat16().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -198,9 +198,9 @@ def optimize(
     console: Console,
     checkpoint: Callable[[], None],
 ) -> list[float]:
-    """The training loop. Returns the loss of every step.
+    """Run the training loop and return the loss of every step.
 
-    It calls `checkpoint` now and then, so that a run cut short leaves a usable model.
+    It calls `checkpoint` every few hundred steps, so that an interrupted run leaves a usable model.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
@@ -235,13 +235,13 @@ def optimize(
 
 
 def running_mean(values: list[float], window: int) -> list[float]:
-    """The mean of each value and of those up to `window` before it."""
+    """The mean of each value and up to `window` values before it."""
     spans = (values[max(0, i - window) : i + 1] for i in range(len(values)))
     return [sum(span) / len(span) for span in spans]
 
 
 def draw_losses(losses: list[float], path: Path) -> None:
-    """The loss of every step, its running mean, and where the phases begin."""
+    """Draw the loss of every step, its running mean, and the beginnings of the phases."""
     window = 25
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -256,7 +256,7 @@ def draw_losses(losses: list[float], path: Path) -> None:
     axes.set_title("Training the bundled model")
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.legend(frameon=False)
-    # A fixed salt and no date: the same losses give the same file.
+    # With a fixed salt and no date, the same losses give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "loss"}):
         figure.savefig(path, metadata={"Date": None})
 
@@ -298,7 +298,7 @@ def main() -> None:
         "torch": torch.__version__,
         "evaluation": asdict(evaluation),
     }
-    # The report in this folder belongs to the bundled weights; any other run keeps its own.
+    # The report in this folder belongs to the bundled weights; other runs write theirs beside their weights.
     bundled = arguments.output.resolve() == evaluate.WEIGHTS
     reports = Path(__file__).parent if bundled else arguments.output
     (reports / "report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -1,19 +1,19 @@
 """The measuring client: the same for demos, tests, notebooks and benchmarks.
 
-Names and definitions are those of `vllm bench serve`, but that E2EL, and TPOT with it, lasts until the stream
-is closed, where vLLM's ends with the last token, and that a percentile is a value that was measured:
+Names and definitions are those of `vllm bench serve`, with two differences. E2EL, and so TPOT, lasts until
+the stream is closed, where vLLM's ends with the last token. A percentile is always a value that was measured.
 
-    E2EL   end-to-end latency: from before the request is sent until the answer is complete
-    TTFT   time to first token: from before the request is sent until the first token is there
+    E2EL   end-to-end latency: from before the request is sent until the response is complete
+    TTFT   time to first token: from before the request is sent until the first token arrives
     ITL    inter-token latency: each gap between two tokens
     TPOT   time per output token: (E2EL - TTFT) / (tokens - 1)
 
-An answer that comes all at once has its first visible token when it has its last. Responsiveness is the
-latency of /health, asked every 50 ms whether or not the earlier answers have come, so that a server
-that is blocked for a second is seen to keep twenty askers waiting, not one.
+A response without streaming has its first token at the same time as its last. Responsiveness is the latency
+of /health, probed every 50 ms even if earlier probes have no response yet. So a server that is blocked for a
+second delays twenty probes, not one.
 
-The same client speaks to other servers through OpenAI's /v1/completions, as vLLM, SGLang and llama.cpp's
-server have it: give it that address.
+The same client can measure other servers through OpenAI's /v1/completions, which vLLM, SGLang and llama.cpp's
+server have: give it that address.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Measurement:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
-    done: bool = False  # the answer came to its proper end
+    done: bool = False  # the response ended as it should
     error: dict[str, Any] | None = None
     ended: float = 0.0
     prompt: str = ""
-    prefill_ms: float | None = None  # what the server says that it needed for the prompt
-    total_ms: float | None = None  # and for the whole answer, if that came all at once
-    completion_tokens: int | None = None  # as the server counts them, if it says so
+    prefill_ms: float | None = None  # the time for the prompt, as the server reports it
+    total_ms: float | None = None  # and for the whole response, if it was not streamed
+    completion_tokens: int | None = None  # as the server counts them, if it reports that
 
     @property
     def tokens(self) -> int:
-        """A server that does not say how many tokens it sent is taken to send one at a time."""
+        """A server that does not report the number of tokens is assumed to send one per event."""
         return len(self.token_times) if self.completion_tokens is None else self.completion_tokens
 
     @property
@@ -87,21 +87,21 @@ OnToken = Callable[[Measurement, str], None]
 
 
 class Dialect(Protocol):
-    """How a server wants to be asked, and what its answers look like."""
+    """The protocol of a server: what requests and responses look like."""
 
     path: str
 
     def body(self, prompt: str, settings: dict[str, Any]) -> dict[str, Any]: ...
 
     def take_data(self, measurement: Measurement, data: dict[str, Any]) -> str | None:
-        """Note what one event of a stream says; return the text of its token, None if it brings none."""
+        """Note one event of a stream; return the text of its token, or None if it has no token."""
 
     def take_answer(self, measurement: Measurement, answer: dict[str, Any]) -> None:
-        """Note an answer that comes all at once."""
+        """Note a response without streaming."""
 
 
 class Generate:
-    """This repository's own: an event is a token."""
+    """This repository's own protocol: one event per token."""
 
     path = "/generate"
 
@@ -125,7 +125,7 @@ class Generate:
 
 
 class Completions:
-    """OpenAI's: an event may hold several tokens, or no text; how many there were is said at the end."""
+    """OpenAI's protocol: an event may hold several tokens, or none; the number is reported at the end."""
 
     path = "/v1/completions"
 
@@ -133,7 +133,7 @@ class Completions:
         self.model = model
 
     def body(self, prompt: str, settings: dict[str, Any]) -> dict[str, Any]:
-        # Without ignore_eos each server would be given another amount of work.
+        # Without ignore_eos the amount of work would differ between servers.
         asked = {"model": self.model, "prompt": prompt, "ignore_eos": True, **settings}
         return asked | ({"stream_options": {"include_usage": True}} if settings.get("stream") else {})
 
@@ -162,7 +162,7 @@ GENERATE = Generate()
 class Client:
     """Requests to one server. Use it as an async context manager.
 
-    An address that ends in /v1/completions is asked in OpenAI's dialect; the model is the first that the
+    For an address that ends in /v1/completions it uses OpenAI's protocol, with the first model that the
     server lists.
     """
 
@@ -199,9 +199,9 @@ class Client:
         pause: float = 0,
         **settings: Any,
     ) -> Measurement:
-        """Send one request and note when each token came.
+        """Send one request and note when each token arrives.
 
-        `leave_after` so many tokens the client is gone; a slow one makes a `pause` after each event.
+        The client disconnects after `leave_after` tokens. A slow client makes a `pause` after each event.
         """
         measurement = Measurement(sent=clock(), prompt=prompt)
         body = self.dialect.body(prompt, settings)
@@ -226,7 +226,7 @@ class Client:
             return answer
 
     async def until_ready(self) -> None:
-        """Wait until the engine of rung 05 would serve a request."""
+        """Wait until /ready says that the engine can serve a request."""
         while True:
             async with self.session.get("/ready") as response:
                 if response.status == 200:
@@ -239,7 +239,7 @@ class Client:
             return [Step.model_validate(step) for step in await response.json()]
 
     async def idle(self) -> dict[str, Any]:
-        """Wait until no request is under way; return the /health that says so."""
+        """Wait until no request is in flight or queued; return the /health that says so."""
         while True:
             health = await self.health()
             if health["running"] + health["waiting"] == 0:
@@ -250,10 +250,10 @@ class Client:
     async def probing_health(
         self, interval: float = PROBE_INTERVAL
     ) -> AsyncIterator[list[tuple[float, float]]]:
-        """Ask /health at every `interval` for as long as the block runs.
+        """Probe /health at every `interval` while the block runs.
 
-        The list it gives fills with (when asked, seconds until answered); the block ends when every
-        answer has come.
+        The list fills with (time of the probe, seconds until its response). The block ends when every probe
+        has its response.
         """
         samples: list[tuple[float, float]] = []
         asked: list[asyncio.Task[None]] = []
@@ -261,7 +261,7 @@ class Client:
         async def ask() -> None:
             started = clock()
             async with self.session.get("/health") as response:
-                await response.read()  # other servers answer something else than ours, or nothing
+                await response.read()  # other servers respond with something else, or nothing
             samples.append((started, clock() - started))
 
         async def ask_regularly() -> None:

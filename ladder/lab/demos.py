@@ -1,7 +1,7 @@
-"""What the demos of the engine track compare: a function for each rung, which its `demo` calls.
+"""What the demos of the engine track compare: one function per rung, which its `demo` calls.
 
-Each starts its servers, lets the same things happen on all of them, and ends with a table of what the clients
-saw. The scenes themselves are in `ladder.lab.scenes`.
+Each starts its servers, runs the same scenes on all of them, and ends with a table of what the clients
+measured. The scenes are in `ladder.lab.scenes`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ladder.lab import plots, scenes
 from ladder.lab.client import Client
-from ladder.lab.scenes import Crowd, Figures, Observation, Scene
+from ladder.lab.scenes import Figures, Load, Observation, Scene
 from ladder.lab.show import Contender, Show
 
 __all__ = [
@@ -25,28 +25,28 @@ __all__ = [
 ]
 
 
-async def watch(show: Show, crowds: Mapping[str, tuple[str, Crowd]]) -> dict[str, list[Observation]]:
-    """Send one crowd after the other, the first time for all to see, then again for the medians."""
+async def watch(show: Show, loads: Mapping[str, tuple[str, Load]]) -> dict[str, list[Observation]]:
+    """Send each load: the first time live on the screen, then again for the medians."""
     with show.busy("warming up"):
-        for url, crowd in crowds.values():
-            await scenes.warm_up(url, crowd[0])
+        for url, load in loads.values():
+            await scenes.warm_up(url, load[0])
     seen: dict[str, list[Observation]] = {}
-    with show.lanes(*crowds) as lanes:
-        for lane, (name, (url, crowd)) in zip(lanes, crowds.items(), strict=True):
+    with show.lanes(*loads) as lanes:
+        for lane, (name, (url, load)) in zip(lanes, loads.items(), strict=True):
             lane.begin()
-            seen[name] = [await scenes.observe(url, crowd, lane.on_token)]
+            seen[name] = [await scenes.observe(url, load, lane.on_token)]
     longest = max(observations[0].seconds for observations in seen.values())
     for number in range(2, scenes.rounds_for(longest) + 1):
-        with show.busy(f"the same again, for the medians: round {number}"):
-            for name, (url, crowd) in crowds.items():
-                seen[name].append(await scenes.observe(url, crowd))
+        with show.busy(f"round {number}, for the medians"):
+            for name, (url, load) in loads.items():
+                seen[name].append(await scenes.observe(url, load))
     return seen
 
 
 async def watch_arrivals(show: Show, servers: Mapping[str, str]) -> dict[str, Scene]:
-    """The same arrivals at one server after the other; one long request and a late one are shown."""
+    """The same arrivals on one server after the other; the long request and a late one are shown."""
     seen: dict[str, Scene] = {}
-    names = [f"{name}: {who}" for name in servers for who in ("the long one", "the late one")]
+    names = [f"{name}: {who}" for name in servers for who in ("long request", "late request")]
     with show.lanes(*names) as lanes:
         for number, (name, url) in enumerate(servers.items()):
             long, late = lanes[2 * number : 2 * number + 2]
@@ -69,25 +69,25 @@ def compare_workers(show: Show, contenders: Mapping[str, Contender]) -> None:
 
 
 async def _compare_workers(show: Show, servers: Mapping[str, str]) -> None:
-    crowds = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
-    seen = await watch(show, crowds)
+    loads = {name: (url, [scenes.REQUEST]) for name, url in servers.items()}
+    seen = await watch(show, loads)
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
     for name, url in servers.items():
-        with show.busy(f"{name}: a second client, and one who leaves"):
+        with show.busy(f"{name}: a second client, and one that disconnects"):
             figures[name] |= await second_client(url)
-            figures[name] |= await scenes.leaving_figures(url, scenes.REQUEST, seen[name])
-    rows = scenes.LATENCY_ROWS | SECOND_CLIENT_ROWS | scenes.LEAVING_ROWS
+            figures[name] |= await scenes.disconnect_figures(url, scenes.REQUEST, seen[name])
+    rows = scenes.LATENCY_ROWS | SECOND_CLIENT_ROWS | scenes.DISCONNECT_ROWS
     show.conclude(rows, figures, *plots.of_latency(show.title, seen))
 
 
 SECOND_CLIENT_ROWS = {
-    "second_alone_ms": "short question, asked alone",
+    "second_alone_ms": "short question, alone",
     "second_beside_ms": "short question behind a long one",
 }
 
 
 async def second_client(url: str) -> Figures:
-    """A short question, asked of an idle server and then just after somebody else's long one."""
+    """A short question, sent to an idle server, and just after another client's long one."""
     question: scenes.Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens": 10}
     async with Client(url) as client:
         alone = await client.generate(**question)
@@ -105,17 +105,17 @@ def compare_streaming(show: Show, blocking: Contender, streaming: Contender) -> 
 
 
 async def _compare_streaming(show: Show, blocking: str, streaming: str) -> None:
-    crowds = {
+    loads = {
         "01": (blocking, [scenes.REQUEST]),
         "02, stream: false": (streaming, [scenes.REQUEST]),
         "02, stream: true": (streaming, [scenes.STREAM]),
     }
-    seen = await watch(show, crowds)
+    seen = await watch(show, loads)
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
-    with show.busy("now the client leaves after a quarter of the time"):
-        for name, (url, (request,)) in crowds.items():
-            figures[name] |= await scenes.leaving_figures(url, request, seen[name])
-    show.conclude(scenes.LATENCY_ROWS | scenes.LEAVING_ROWS, figures, *plots.of_latency(show.title, seen))
+    with show.busy("now the client disconnects after a quarter of the time"):
+        for name, (url, (request,)) in loads.items():
+            figures[name] |= await scenes.disconnect_figures(url, request, seen[name])
+    show.conclude(scenes.LATENCY_ROWS | scenes.DISCONNECT_ROWS, figures, *plots.of_latency(show.title, seen))
 
 
 def compare_batching(show: Show, single: Contender, batched: Contender) -> None:
@@ -125,22 +125,22 @@ def compare_batching(show: Show, single: Contender, batched: Contender) -> None:
 
 
 async def _compare_batching(show: Show, servers: Mapping[str, str]) -> None:
-    crowd = [scenes.STREAM] * 4
-    seen = await watch(show, {name: (url, crowd) for name, url in servers.items()})
+    load = [scenes.STREAM] * 4
+    seen = await watch(show, {name: (url, load) for name, url in servers.items()})
     figures = {name: scenes.latency_figures(observations) for name, observations in seen.items()}
-    rows = {"first_token_ms": "first token, 4 clients", "complete_ms": "complete text, 4 clients"}
+    rows = {"first_token_ms": "TTFT, 4 clients", "complete_ms": "complete text, 4 clients"}
     for clients in (1, 4, 8, 16):
-        rows[f"tokens_per_second_{clients}"] = f"tokens/s, clients at once: {clients}"
-        with show.busy(f"clients at once: {clients}"):
+        rows[f"tokens_per_second_{clients}"] = f"tokens/s, concurrent clients: {clients}"
+        with show.busy(f"concurrent clients: {clients}"):
             speeds = await scenes.throughput(servers, [scenes.SHORT] * clients)
         for name, speed in speeds.items():
             figures[name][f"tokens_per_second_{clients}"] = speed
     for name, url in servers.items():
         with show.busy(f"{name}: a short question, just after a long story has begun"):
             figures[name] |= await scenes.late_figures(url)
-    with show.busy("03: seven short answers in a batch with a long one"):
-        figures["03"]["wasted_percent"] = await scenes.waste(servers["03"])
-    rows |= scenes.LATE_ROWS | {"wasted_percent": "row-steps computed for nobody, mixed lengths"}
+    with show.busy("03: seven short requests in a batch with a long one"):
+        figures["03"]["wasted_percent"] = await scenes.measure_wasted_rows(servers["03"])
+    rows |= scenes.LATE_ROWS | {"wasted_percent": "wasted rows, mixed lengths"}
     show.conclude(rows, figures, *plots.of_latency(show.title, seen))
 
 
@@ -161,7 +161,7 @@ async def _compare_arrivals(show: Show, servers: Mapping[str, str]) -> None:
         with show.busy(f"{name}: a long prompt beside a stream"):
             gaps[name] = await scenes.gaps_beside_a_long_prompt(servers[name])
         figures.setdefault(name, {})["worst_gap_ms"] = 1000 * max(gap for _, gap in gaps[name])
-    rows = scenes.SCENE_ROWS | {"worst_gap_ms": "worst gap between tokens, long prompt beside"}
+    rows = scenes.SCENE_ROWS | {"worst_gap_ms": "worst inter-token latency beside a long prompt"}
     show.conclude(rows, figures, 1, lambda file: plots.plot_slots(file, show.title, steps, gaps))
 
 
@@ -177,7 +177,7 @@ async def _compare_processes(show: Show, servers: Mapping[str, str]) -> None:
     for number in (1, 2, 3):
         for name, url in servers.items():
             with show.busy(
-                f"round {number}: many clients who ask for one short story after the other, {name}"
+                f"round {number}: many clients that send one short request after the other, {name}"
             ):
                 seen[name].append(await scenes.talk(url, seconds=1))
     figures = {name: scenes.talk_figures(observations) for name, observations in seen.items()}
@@ -186,5 +186,5 @@ async def _compare_processes(show: Show, servers: Mapping[str, str]) -> None:
     with show.lanes("05: a story, until the engine is killed") as (lane,):
         lane.begin()
         figures["05"] |= await scenes.kill_engine(servers["05"], lane.on_token)
-    rows = scenes.TALK_ROWS | {"throughput_ratio": "tokens/s, of rung 04's"} | scenes.KILL_ROWS
+    rows = scenes.TALK_ROWS | {"throughput_ratio": "tokens/s relative to rung 04"} | scenes.KILL_ROWS
     show.conclude(rows, figures, *plots.of_latency(show.title, seen))

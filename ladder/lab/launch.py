@@ -1,4 +1,4 @@
-"""Starting a rung as its users do, in a process of its own, and ending it."""
+"""Start a rung in a process of its own, as users do, and end it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ READY = "ready: "
 
 
 class ServerProcess:
-    """A Python program that serves and says when it is ready. Starting returns at once."""
+    """A Python program that serves and reports when it is ready. The constructor returns at once."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         command = [sys.executable, *arguments]
-        # A session of its own keeps Ctrl-C in the terminal for us, who then end it in good order.
+        # In a session of its own it does not get Ctrl-C from the terminal: this process ends it gracefully.
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
         )
         self.pid = self._process.pid
 
     def wait_ready(self) -> str:
-        """The server's address, once it has said that it is ready."""
+        """Wait for the ready line; return the server's address."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(READY):
@@ -49,12 +49,12 @@ class ServerProcess:
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
 
-    def stop(self, number: int = signal.SIGTERM, patience: float = 10) -> int:
-        """Ask it to end, insist if it does not; return its exit status."""
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 10) -> int:
+        """Ask it to end, and kill it if it does not within `timeout` seconds; return its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
-            return self._process.wait(patience)
+            return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -76,10 +76,10 @@ class RungProcess(ServerProcess):
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off to the end of the block.
+    """Delay Ctrl-C and SIGTERM to the end of the block.
 
-    Between the moment when a process starts and the one when we have noted it, they would leave it an
-    orphan. Python lets only its main thread handle signals, so only there anything can happen.
+    Between the start of a process and the moment when it is noted, they would leave it an orphan. Python
+    handles signals only in its main thread, so in other threads nothing has to be done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,7 +98,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def running_rungs(*commands: tuple[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Start several rungs side by side; yield their addresses; end them whatever happens."""
+    """Start several rungs at the same time; yield their addresses; end them in any case."""
     processes: list[RungProcess] = []
     try:
         for script, flags in commands:

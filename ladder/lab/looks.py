@@ -1,11 +1,11 @@
-"""How figures look, in the benchmark and in notebooks: a colour for each rung, and the style around it."""
+"""How figures look in benchmarks and notebooks: one colour per rung, and a common style."""
 
 from __future__ import annotations
 
 from typing import Any
 
 COLOURS = {"01": "#D55E00", "02": "#E69F00", "03": "#CC79A7", "04": "#0072B2", "05": "#009E73"}
-"""Okabe and Ito's, told apart by almost every eye; each rung has its own in every figure of the benchmark."""
+"""Okabe and Ito's palette, for colour-blind readers too. A rung has the same colour in every figure."""
 
 NAMES = {
     "01": "01 blocking",
@@ -15,12 +15,12 @@ NAMES = {
     "05": "05 own process",
 }
 MARKERS = {"01": "s", "02": "^", "03": "D", "04": "o", "05": "v"}
-SKY = "#56B4E9"  # Okabe and Ito's too, for whoever is no rung
+SKY = "#56B4E9"  # from the same palette, for servers that are not rungs
 INK, PAPER, GRID = "#24292f", "#ffffff", "#d8dee4"
 GREY, PALE, SMALL_PRINT = "#8c959f", "#e4e7eb", "#59636e"
 
 STYLE: Any = {
-    # A white card: it reads the same on a light page and on a dark one.
+    # A white background is readable on light and on dark pages.
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "savefig.facecolor": PAPER,

@@ -1,4 +1,4 @@
-"""What a figure must have beside it: the machine, the versions, the command."""
+"""What every result must name: the machine, the versions, the command."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 
-WIDE = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
-"""The instructions that decide how fast a product is, by their names in Linux; elsewhere none is told."""
+VECTOR_INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+"""The instructions that decide the speed of a matrix multiplication, by their names in Linux."""
 
 
 def describe_machine() -> dict[str, str | int]:
     return {
         "processor": processor(),
-        "instructions": " ".join(sorted(WIDE & set(cpuinfo("flags").split()))),
+        "instructions": " ".join(sorted(VECTOR_INSTRUCTIONS & set(cpuinfo("flags").split()))),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -27,12 +27,12 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def processor() -> str:
-    """The processor's name as its maker writes it, where the system tells."""
+    """The processor's name, if the system reports it."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpuinfo(field: str) -> str:
-    """What the system tells about its first processor, where it does."""
+    """A property of the first processor, if the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -44,7 +44,7 @@ def cpuinfo(field: str) -> str:
 
 
 def busy_percent(seconds: float = 0.3) -> float:
-    """How much of the machine works while we wait, hence for others; 0 where the system does not tell."""
+    """The load from other programs while this one waits; 0 if the system does not report it."""
     try:
         return psutil.cpu_percent(seconds)
     except (OSError, psutil.Error):
@@ -52,5 +52,5 @@ def busy_percent(seconds: float = 0.3) -> float:
 
 
 def command_line() -> str:
-    """The command as a reader would type it, without the directories it was found in."""
+    """The command as a reader would type it, without directories."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

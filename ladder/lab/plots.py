@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladder.engine.trace import Step
 from ladder.lab import looks
 from ladder.lab.scenes import Observation
 
+if TYPE_CHECKING:  # importing it takes long, and only --plot needs it
+    from matplotlib.axes import Axes
+
 
 @contextmanager
-def drawing(file: Path, title: str, rows: int, **settings: Any) -> Iterator[list[Any]]:
-    """A figure of so many panels, one below the other; it is saved when the block ends."""
-    # Imported here because it takes as long as a whole demo step, and only --plot needs it.
+def drawing(file: Path, title: str, rows: int, **settings: Any) -> Iterator[list[Axes]]:
+    """A figure with a number of panels, one below the other. It is saved when the block ends."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -30,12 +32,12 @@ def drawing(file: Path, title: str, rows: int, **settings: Any) -> Iterator[list
 
 
 def plot_latency(file: Path, title: str, observations: Mapping[str, Observation]) -> None:
-    """Time to first token and responsiveness: what each client saw when, and how long /health took."""
+    """Tokens over time for each client, and the latency of /health beside them."""
     with drawing(file, title, 2, figsize=(8, 6), sharex=True) as (tokens, health):
         draw_latency(tokens, health, observations)
 
 
-def draw_latency(tokens: Any, health: Any, observations: Mapping[str, Observation]) -> None:
+def draw_latency(tokens: Axes, health: Axes, observations: Mapping[str, Observation]) -> None:
     for name, observation in observations.items():
         seen = [moment - observation.measurement.sent for moment in observation.measurement.token_times]
         (line,) = tokens.step([0, *seen], range(len(seen) + 1), where="post", label=name)
@@ -43,16 +45,14 @@ def draw_latency(tokens: Any, health: Any, observations: Mapping[str, Observatio
         asked = [moment - observation.measurement.sent for moment, _ in observation.health]
         waits = [1000 * seconds for _, seconds in observation.health]
         health.plot(asked, waits, "o-", label=name, markersize=3)
-    tokens.set_ylabel("tokens on the client's screen")
+    tokens.set_ylabel("tokens received")
     tokens.legend()
-    health.set(
-        ylabel="/health answered after (ms)", xlabel="seconds since the request was sent", yscale="log"
-    )
+    health.set(ylabel="/health latency (ms)", xlabel="seconds since the request was sent", yscale="log")
     health.legend()
 
 
 def of_latency(title: str, seen: Mapping[str, Sequence[Observation]]) -> tuple[int, Callable[[Path], None]]:
-    """How many rounds there were, and the plot of the first, which the reader has watched."""
+    """The number of rounds, and a function that plots the first one, which the reader has watched."""
     first = {name: observations[0] for name, observations in seen.items()}
     return len(next(iter(seen.values()))), lambda file: plot_latency(file, title, first)
 
@@ -63,7 +63,7 @@ def plot_slots(
     servers: Mapping[str, Sequence[Step]],
     gaps: Mapping[str, Sequence[tuple[float, float]]],
 ) -> None:
-    """Who held which slot at each step, a panel for each server; then the gaps between a stream's tokens."""
+    """Which request had which slot at each step, a panel per server; then a stream's inter-token latency."""
     with drawing(file, title, len(servers) + 1, figsize=(9, 8)) as panels:
         for panel, (name, steps) in zip(panels, servers.items(), strict=False):
             draw_slots(panel, name, steps)
@@ -73,16 +73,16 @@ def plot_slots(
         for name, samples in gaps.items():
             panels[-1].plot(*zip(*((when, 1000 * gap) for when, gap in samples), strict=True), label=name)
         panels[-1].set(
-            title="beside a long prompt",
+            title="a stream while a long prompt is prefilled",
             xlabel="seconds since the stream began",
-            ylabel="gap between tokens (ms)",
+            ylabel="inter-token latency (ms)",
             yscale="log",
         )
         panels[-1].legend()
 
 
-def draw_slots(panel: Any, name: str, steps: Sequence[Step]) -> None:
-    """One colour a request; dark where its prompt is read, hatched grey where nobody wants the row."""
+def draw_slots(panel: Axes, name: str, steps: Sequence[Step]) -> None:
+    """One colour per request: dark during prefill, hatched grey for wasted rows."""
     from matplotlib import colormaps
 
     colours = colormaps["tab10"]
@@ -101,14 +101,14 @@ def draw_slots(panel: Any, name: str, steps: Sequence[Step]) -> None:
         place, slot = next((place, row.slot) for place, row in places if row.request == request)
         panel.text(place + 0.5, slot, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26], va="center", fontsize=9)
     panel.invert_yaxis()
-    panel.grid(visible=False)  # it would show through the rows
+    panel.grid(visible=False)  # it would be visible through the rows
     panel.set(title=name, ylabel="slot", xlabel="step")
 
 
 def plot_bars(
     file: Path, title: str, figures: Mapping[str, Mapping[str, float]], panels: Mapping[str, str]
 ) -> None:
-    """A panel for each of these figures, a bar for each column that has it."""
+    """One panel per figure, one bar for each column that has it."""
     with drawing(file, title, len(panels), figsize=(8, 6)) as axes:
         for panel, (key, label) in zip(axes, panels.items(), strict=True):
             values = {name: column[key] for name, column in figures.items() if key in column}

@@ -1,6 +1,6 @@
-"""What the demos and benchmarks let happen on a server, and the figures of it.
+"""Scenes: what clients do on a server in demos and benchmarks, and the figures that result.
 
-Everything is seen as a client sees it; what a scene is meant to show stands in the rungs.
+Everything is measured at the client. What a scene is meant to show is explained in the rungs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ QUESTION: Request = {"prompt": "What is 2 + 2?", "temperature": 0, "max_tokens":
 
 
 Probe = tuple[float, float]
-"""When /health was asked, and the seconds until it answered."""
+"""When /health was probed, and the seconds until its response."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Requests that were sent together, and how /health answered while they ran."""
+    """Requests that were sent together, and the probes of /health while they ran."""
 
     measurements: list[Measurement]
     health: list[Probe]
 
     @property
     def measurement(self) -> Measurement:
-        """The one that was watched."""
+        """The first one, which is shown live."""
         return self.measurements[0]
 
     @property
@@ -51,17 +51,17 @@ class Observation:
         return sum(one.tokens for one in self.measurements) / self.seconds
 
 
-Crowd = Sequence[Request]
-"""What several clients send at once."""
+Load = Sequence[Request]
+"""The requests that several clients send at once."""
 
 
 async def observe(
-    url: str, crowd: Crowd, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
+    url: str, load: Load, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
 ) -> Observation:
-    """Send all of it at once; without an `interval` nobody asks for /health meanwhile."""
+    """Send all requests at once, and probe /health meanwhile, unless `interval` is None."""
     async with Client(url) as client:
         async with client.probing_health(interval) if interval else nullcontext(list[Probe]()) as health:
-            first, *others = crowd
+            first, *others = load
             measurements = await asyncio.gather(
                 client.generate(**first, on_token=on_token),
                 *(client.generate(**request) for request in others),
@@ -70,14 +70,14 @@ async def observe(
         return Observation(list(measurements), [sample for sample in health if sample[0] < ended])
 
 
-LEAVING_ROWS = {
-    "passes": "passes, whole text",
-    "passes_after_leaving": "passes, client left at 1/4",
+DISCONNECT_ROWS = {
+    "passes": "forward passes, complete text",
+    "passes_after_leaving": "forward passes, client disconnects at 1/4",
 }
 
 
-async def leaving_figures(url: str, request: Request, seen: Sequence[Observation]) -> Figures:
-    """How much work a server does for a client who is gone after a quarter of the time."""
+async def disconnect_figures(url: str, request: Request, seen: Sequence[Observation]) -> Figures:
+    """The work that a server does for a client that disconnects after a quarter of the time."""
     async with Client(url) as client:
         before = (await client.idle())["steps"]
         try:
@@ -90,29 +90,29 @@ async def leaving_figures(url: str, request: Request, seen: Sequence[Observation
 
 
 async def warm_up(url: str, request: Request) -> None:
-    """The first request of its kind pays for memory and code that later ones find ready."""
+    """Send a short request first, because the first one is slower: memory and code are loaded for it."""
     async with Client(url) as client:
         await client.generate(**{**request, "max_tokens": 4})
 
 
-async def throughput(servers: Mapping[str, str], crowd: Crowd) -> Figures:
-    """Tokens per second of each server when it is sent all of this at once; the servers take turns."""
-    seen = {name: [await observe(url, crowd)] for name, url in servers.items()}
+async def throughput(servers: Mapping[str, str], load: Load) -> Figures:
+    """Tokens per second of each server when all requests are sent at once. The servers take turns."""
+    seen = {name: [await observe(url, load)] for name, url in servers.items()}
     longest = max(observations[0].seconds for observations in seen.values())
     for _ in range(1, rounds_for(longest)):
         for name, url in servers.items():
-            seen[name].append(await observe(url, crowd))
+            seen[name].append(await observe(url, load))
     return {name: median([one.tokens_per_second for one in seen[name]]) for name in servers}
 
 
 LATE_ROWS = {
-    "late_alone_ms": "short question alone: first token",
-    "late_ms": "the same, just after a long story began",
+    "late_alone_ms": "TTFT of a short question, alone",
+    "late_ms": "TTFT of the same, just after a long story began",
 }
 
 
 async def late_figures(url: str) -> Figures:
-    """The first token of a short question: asked of an idle server, and beside a story that has begun."""
+    """TTFT of a short question: on an idle server, and beside a story that has begun."""
     alone, late = [], []
     async with Client(url) as client:
         for _ in range(3):
@@ -126,20 +126,20 @@ async def late_figures(url: str) -> Figures:
     return {"late_alone_ms": 1000 * median(alone), "late_ms": 1000 * median(late)}
 
 
-async def new_steps(client: Client, crowd: Awaitable[object]) -> list[Step]:
-    """The forward passes that a server runs for this."""
+async def new_steps(client: Client, running: Awaitable[object]) -> list[Step]:
+    """The forward passes that a server runs for these requests."""
     before = (await client.idle())["steps"]
-    await crowd
+    await running
     return [step for step in await client.steps() if step.number > before]
 
 
 def wasted_percent(steps: Sequence[Step]) -> float:
-    """The share of the computed rows that was for nobody."""
+    """The share of the computed rows that are wasted."""
     rows = [row for step in steps for row in step.rows]
     return 100 * sum(not row.used for row in rows) / len(rows)
 
 
-async def waste(url: str) -> float:
+async def measure_wasted_rows(url: str) -> float:
     """Eight requests at once, one of them long."""
     async with Client(url) as client:
         requests = [client.generate(**{**STREAM, "max_tokens": tokens}) for tokens in (100, *[12] * 7)]
@@ -148,21 +148,21 @@ async def waste(url: str) -> float:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happened on one server when requests arrived one after the other."""
+    """What happened on one server while requests arrived one after the other."""
 
     measurements: list[Measurement]
     steps: list[Step]
 
 
 ARRIVALS = [(0, 80), (0, 20), (4, 8), (8, 30), (12, 8), (18, 24), (24, 12), (30, 40)]
-"""A request is sent when the first has had so many tokens, and asks for so many itself."""
+"""For each request: after how many tokens of the first one it is sent, and its own `max_tokens`."""
 
 LONG, LATE = 0, 2
-"""The one that is there from the beginning to the end, and the first that comes after it has begun."""
+"""The request that runs from beginning to end, and the first that arrives after it has begun."""
 
 
 async def arrivals(url: str, watchers: Mapping[int, OnToken]) -> Scene:
-    """The same arrivals on every server: counted in tokens of the first request, not in seconds."""
+    """The same arrivals on every server, counted in tokens of the first request, not in seconds."""
     due = [asyncio.Event() for _ in ARRIVALS]
 
     def first_has(tokens: int) -> None:
@@ -201,37 +201,37 @@ def scene_figures(scene: Scene) -> Figures:
 
 
 SCENE_ROWS = {
-    "first_token_ms": "first token, median of 8 requests",
-    "worst_first_token_ms": "first token, worst",
-    "late_done_ms": "a short one that came late is done after",
-    "long_done_ms": "the long one that came first is done after",
-    "all_done_ms": "all are done after",
+    "first_token_ms": "TTFT, median of 8 requests",
+    "worst_first_token_ms": "TTFT, worst",
+    "late_done_ms": "short late request complete after",
+    "long_done_ms": "long first request complete after",
+    "all_done_ms": "all requests complete after",
     "steps": "forward passes",
-    "wasted_percent": "rows computed for nobody",
+    "wasted_percent": "wasted rows",
 }
 
 
 def rounds_for(seconds: float) -> int:
-    """Short runs are repeated, because chance weighs more in them."""
+    """Short runs are repeated, because they vary more."""
     return 5 if seconds < 0.5 else 3 if seconds < 2 else 1
 
 
 LATENCY_ROWS = {
-    "first_token_ms": "first visible token",
+    "first_token_ms": "time to first token (TTFT)",
     "complete_ms": "complete text",
-    "health_median_ms": "/health meanwhile, median",
-    "health_p95_ms": "/health meanwhile, 95 %",
-    "health_worst_ms": "/health meanwhile, worst",
+    "health_median_ms": "/health latency, median",
+    "health_p95_ms": "/health latency, p95",
+    "health_worst_ms": "/health latency, worst",
 }
 
 
 def latency_figures(observations: Sequence[Observation]) -> Figures:
-    """Medians over the rounds; the /health answers of all rounds together."""
+    """Medians over the rounds; the /health probes of all rounds together."""
     health = [seconds for observation in observations for _, seconds in observation.health]
-    everyone = [measurement for observation in observations for measurement in observation.measurements]
+    measurements = [measurement for observation in observations for measurement in observation.measurements]
     return {
-        "first_token_ms": 1000 * median([one.ttft for one in everyone]),
-        "complete_ms": 1000 * median([one.e2el for one in everyone]),
+        "first_token_ms": 1000 * median([one.ttft for one in measurements]),
+        "complete_ms": 1000 * median([one.e2el for one in measurements]),
         "tokens_per_second": median([one.tokens_per_second for one in observations]),
         "health_median_ms": 1000 * median(health),
         "health_p95_ms": 1000 * percentile(health, 95),
@@ -240,9 +240,9 @@ def latency_figures(observations: Sequence[Observation]) -> Figures:
 
 
 async def beside_a_long_prompt(
-    url: str, streams: Crowd, long: Request
+    url: str, streams: Load, long: Request
 ) -> tuple[list[Measurement], Measurement]:
-    """Streams, and somebody else's long prompt: sent when the first of them has twenty tokens, or all."""
+    """Streams, and a long prompt from another client, sent when the first stream has twenty tokens."""
     begun = asyncio.Event()
 
     def on_token(measurement: Measurement, _: str) -> None:
@@ -260,18 +260,18 @@ async def beside_a_long_prompt(
 
 
 async def gaps_beside_a_long_prompt(url: str) -> list[tuple[float, float]]:
-    """The gaps between a stream's tokens, as (when, seconds), while a long prompt is read."""
+    """A stream's inter-token latencies, as (when, seconds), while a long prompt is prefilled."""
     long = {"prompt": "Tell me a story about a fox. " * 80, "temperature": 0, "max_tokens": 1}
     (seen,), _ = await beside_a_long_prompt(url, [STREAM], long)
     return [(moment - seen.sent, gap) for moment, gap in zip(seen.token_times[1:], seen.itl, strict=True)]
 
 
 TALKATIVE = 16
-"""So many clients send one short request after the other: many writes, little computing."""
+"""Clients that each send one short request after the other: many writes, little computation."""
 
 
 async def talk(url: str, seconds: float) -> Observation:
-    """A closed loop of many short streams, while /health is asked a hundred times a second."""
+    """A closed loop of many short streams, while /health is probed a hundred times per second."""
     async with Client(url) as client:
         seen: list[Measurement] = []
         until = clock() + seconds
@@ -286,13 +286,13 @@ async def talk(url: str, seconds: float) -> Observation:
 
 
 def talk_figures(observations: Sequence[Observation]) -> Figures:
-    everyone = [measurement for observation in observations for measurement in observation.measurements]
-    gaps = [gap for measurement in everyone for gap in measurement.itl]
+    measurements = [measurement for observation in observations for measurement in observation.measurements]
+    gaps = [gap for measurement in measurements for gap in measurement.itl]
     health = [seconds for observation in observations for _, seconds in observation.health]
     return {
         "tokens_per_second": median([one.tokens_per_second for one in observations]),
-        "first_token_ms": 1000 * median([one.ttft for one in everyone]),
-        "complete_ms": 1000 * median([one.e2el for one in everyone]),
+        "first_token_ms": 1000 * median([one.ttft for one in measurements]),
+        "complete_ms": 1000 * median([one.e2el for one in measurements]),
         "itl_median_ms": 1000 * median(gaps),
         "itl_p99_ms": 1000 * percentile(gaps, 99),
         "health_median_ms": 1000 * median(health),
@@ -302,16 +302,16 @@ def talk_figures(observations: Sequence[Observation]) -> Figures:
 
 TALK_ROWS = {
     "tokens_per_second": "tokens/s",
-    "first_token_ms": "first token",
-    "itl_median_ms": "gap between tokens, median",
-    "itl_p99_ms": "gap between tokens, 99 %",
-    "health_median_ms": "/health meanwhile, median",
-    "health_p99_ms": "/health meanwhile, 99 %",
+    "first_token_ms": "TTFT",
+    "itl_median_ms": "inter-token latency, median",
+    "itl_p99_ms": "inter-token latency, p99",
+    "health_median_ms": "/health latency, median",
+    "health_p99_ms": "/health latency, p99",
 }
 
 
 async def kill_engine(url: str, watch: OnToken) -> Figures:
-    """Kill the engine's process in the middle of a stream: what its client sees, and when all is well."""
+    """Kill the engine's process during a stream: what the client sees, and when the server is ready again."""
     async with Client(url) as client:
         killed = 0.0
         engine = (await client.health())["engine_pid"]
@@ -337,8 +337,8 @@ async def kill_engine(url: str, watch: OnToken) -> Figures:
 
 
 KILL_ROWS = {
-    "error_after_ms": "engine killed: error event after",
-    "alive_meanwhile": "/health alive meanwhile",
+    "error_after_ms": "error event after the engine was killed",
+    "alive_meanwhile": "/health still answers",
     "ready_after_ms": "ready again after",
-    "answered_again": "the next request is answered",
+    "answered_again": "next request answered",
 }

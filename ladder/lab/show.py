@@ -1,4 +1,4 @@
-"""How the demos show what they measure: live in the terminal, as a closing table, as JSON, as a plot."""
+"""How the demos show what they measure: live in the terminal, in a table at the end, as JSON, as a plot."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ladder.lab.scenes import (
 
 MOST_COLUMNS = 4
 MOST_BUSY_PERCENT = 25
-"""When other programs take more, figures are theirs as much as ours."""
+"""Above this load from other programs, figures are not comparable."""
 
 LANE_COLUMNS, LANE_LINES = 24, 10
-"""So wide is a lane at least, and so many lines have those together that are one below the other."""
+"""The smallest width of a lane, and the number of lines that lanes below each other share."""
 
 Draw = Callable[[Path], None]
-"""Makes the figure for --plot."""
+"""Draws the figure for --plot."""
 
 
 class Contender:
@@ -48,7 +48,7 @@ class Contender:
 
 
 class Show:
-    """The terminal, or with --json nothing but one object on stdout."""
+    """The terminal, or with --json one object on stdout and nothing else."""
 
     def __init__(self, doc: str | None, config: ListenConfig, options: DemoOptions) -> None:
         """The title is the first line of a rung's docstring."""
@@ -58,12 +58,12 @@ class Show:
         self.options = options
         self.console = Console(quiet=options.json, highlight=False)
         self.console.print(f"\n[bold]{title}[/bold]")
-        # Before there are servers: later, nobody could tell their work from that of others.
+        # Measured before the servers start: later their load cannot be told from that of others.
         self.others_percent = 0 if options.json else busy_percent()
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """A spinner for as long as the block runs."""
+        """A spinner while the block runs."""
         with self.console.status(what):
             yield
 
@@ -80,7 +80,7 @@ class Show:
 
     @contextmanager
     def lanes(self, *names: str) -> Iterator[list[Lane]]:
-        """One panel for each request that is watched, side by side as far as there is room."""
+        """One panel for each request that is shown, side by side as far as there is room."""
         lanes = [Lane(name) for name in names]
         if self.options.json:
             yield lanes
@@ -92,15 +92,13 @@ class Show:
         ):
             yield lanes
         if not self.console.is_terminal:
-            self.console.line()  # which Live ends only on a terminal
+            self.console.line()  # Live ends its last line only on a terminal
 
     def timelines(self, servers: Mapping[str, Sequence[Step]]) -> None:
-        """One below the other, to the same scale."""
+        """One below the other, with the same scale."""
         for name, steps in servers.items():
             self.console.print(timeline(name, steps, self.console.width - 12))
-        self.console.print(
-            Text("a letter a request; large: its prompt is read; · a row computed for nobody", "dim")
-        )
+        self.console.print(Text("one letter per request; capital: prefill; · wasted row", "dim"))
 
     def conclude(
         self,
@@ -110,9 +108,9 @@ class Show:
         draw: Draw,
         remark: str = "",
     ) -> None:
-        """The closing table, or the JSON object: `rows` names the figures, `figures` has a column each.
+        """The table at the end, or the JSON object: `rows` labels the figures, `figures` has the columns.
 
-        The remark, beneath the table, is for a figure that would be misunderstood.
+        The remark below the table explains a figure that could be misunderstood.
         """
         if self.options.plot:
             draw(self.options.plot)
@@ -146,8 +144,8 @@ class Show:
 
 
 def tables(rows: Mapping[str, str], figures: Mapping[str, Figures]) -> Iterator[Table]:
-    """A line a figure and a column a contender. Many contenders have a line each, and what only some of
-    them were measured for is a table of its own: so all of it fits into 80 columns."""
+    """One line per figure and one column per contender. With many contenders it is one line per contender,
+    and figures that only some of them have get a table of their own, so that all fits into 80 columns."""
     if len(figures) <= MOST_COLUMNS:
         yield table([["", *figures], *(line(key, title, figures) for key, title in rows.items())])
         return
@@ -165,7 +163,7 @@ def line(key: str, title: str, figures: Mapping[str, Figures]) -> list[str]:
 
 
 def table(lines: Sequence[Sequence[str]]) -> Table:
-    """The first line has the headings, and only the first column may be broken over several lines."""
+    """The first line has the headings. Only the first column may be wrapped."""
     heading, *others = lines
     made = Table(*heading, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in made.columns[1:]:
@@ -197,7 +195,7 @@ def formatted(key: str, value: float | None) -> str:
 
 
 class Lane:
-    """A watched request: what its client has on the screen, and since when it waits."""
+    """A request that is shown live: the text that its client has, and how long it waits."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -221,7 +219,7 @@ class Lane:
         if not self.measurement.ended:
             return f"first token {first}"
         last = formatted("_ms", 1000 * self.measurement.e2el)
-        return f"broken off after {last}" if self.measurement.error else f"{first} to {last}"
+        return f"failed after {last}" if self.measurement.error else f"{first} to {last}"
 
     def body(self) -> Text:
         text = Text(self.text.strip())
@@ -230,7 +228,7 @@ class Lane:
         return text
 
     def panel(self, console: Console, width: int, height: int) -> Panel:
-        """The newest lines of the text, between a frame and a blank on either side."""
+        """The last lines of the text in a frame."""
         lines = self.body().wrap(console, width - 4)[-height:]
         return Panel(
             Text("\n").join(lines), title=self.name, subtitle=self.status(), width=width, height=height + 2
@@ -238,7 +236,7 @@ class Lane:
 
 
 def side_by_side(lanes: Sequence[Lane], console: Console) -> RenderableType:
-    """In as many rows as it takes for every title to be whole."""
+    """In as many rows as the titles need."""
     rows = -(-len(lanes) // max(1, console.width // LANE_COLUMNS))
     columns = -(-len(lanes) // rows)
     grid = Table.grid()
@@ -254,9 +252,9 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "
 
 
 def timeline(name: str, steps: Sequence[Step], width: int) -> RenderableType:
-    """Who held which slot at each step: a line a slot, a letter a request, in the order of arrival."""
+    """Which request had which slot at each step: one line per slot, one letter per request."""
     requests = sorted({row.request for step in steps for row in step.rows})
-    together = -(-len(steps) // width)  # so many steps share a column
+    together = -(-len(steps) // width)  # steps that share a column
     slots = 1 + max(row.slot for step in steps for row in step.rows)
     lines = [Text(f"slot {slot:2}  ") for slot in range(slots)]
     for start in range(0, len(steps), together):

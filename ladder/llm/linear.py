@@ -1,7 +1,8 @@
-"""Matrix products with weights that never change: where nearly all of a model's time goes.
+"""Matrix multiplications with the model's weights, the largest single part of a forward pass on a CPU.
 
-Decoding reads every weight once for each forward pass, so on a CPU the bytes of a weight decide the speed:
-4 in float32, 2 in bfloat16, 1 in int8. How weights are laid out is chosen here, once, when they are loaded.
+A forward pass reads every weight once: 4 bytes each in float32, 2 in bfloat16, 1 in int8. Fewer bytes make a
+step faster, but not in proportion: the rest of the step stays the same (measured in benchmarks/NOTES.md).
+The layout of the weights is chosen here, once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 Linear = Callable[[Tensor], Tensor]
 
 INT8_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
-"""Torch's backends for int8 products, the best first; which of them a build has depends on the processor."""
+"""Torch's backends for int8, in order of preference; which of them exist depends on the processor."""
 
 
 def int8_engine() -> str | None:
@@ -25,7 +26,7 @@ def int8_engine() -> str | None:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, int8: bool = False) -> Linear:
-    """The fastest product that this machine has for `x @ weight.T + bias`."""
+    """The fastest implementation of `x @ weight.T + bias` on this machine."""
     if int8:
         return int8_linear(weight, bias)
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and onednn_has_bfloat16():
@@ -34,10 +35,10 @@ def make_linear(weight: Tensor, bias: Tensor | None, int8: bool = False) -> Line
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Weights in int8 with a scale for each output; inputs are turned into int8 as they come.
+    """Weights in int8 with one scale per output; inputs are quantized to int8 in each call.
 
-    Torch calls this dynamic quantization. It has announced that the quantized *tensors* that its packing
-    takes will go; when they do, this function is all that has to change.
+    Torch calls this dynamic quantization. It has announced that it will remove the quantized *tensors* that
+    its packing takes. Then only this function has to change.
     """
     engine = int8_engine()
     assert engine is not None
@@ -50,7 +51,7 @@ def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
         )
     packed = torch.ops.quantized.linear_prepack(quantized, bias)
     product = torch.ops.quantized.linear_dynamic
-    # One bit less for the inputs: processors without int8 dot products would overflow their sums.
+    # One bit less for the inputs: sums would overflow on processors without int8 dot products.
     return lambda x: product(x, packed, True)
 
 
@@ -60,14 +61,14 @@ def onednn_has_bfloat16() -> bool:
 
 
 WIDE = 64
-"""From so many rows on a product is bound by arithmetic, no longer by reading weights."""
+"""From this number of rows on, bfloat16 is multiplied in float32; benchmarks/NOTES.md compares both."""
 
 
 def onednn_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Reordered once, for a batch of medium size; `F.linear` would reorder the weights at every call.
+    """Weights reordered once, for a batch of medium size; `F.linear` would reorder them in every call.
 
-    Processors that multiply bfloat16 at half the rate of float32, or no faster, gain from turning the weights
-    into float32 for a wide product, such as a prompt's. It is the same product: both add up in float32.
+    For many rows, as in prefill, the weights are converted to float32. This is faster on processors that
+    multiply bfloat16 no faster than float32. The result is the same, because both add up in float32.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
     product = torch.ops.mkldnn._linear_pointwise

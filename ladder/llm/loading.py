@@ -1,7 +1,7 @@
-"""Finding a model by its name: bundled, a directory, the hub, or random weights of a real shape.
+"""Find a model by its name: bundled, a directory, the hub, or random weights of a real shape.
 
-Transformers is imported only where it is needed, for that takes half of a server's start: files that leave
-nothing open, such as those of the bundled model, are read without it.
+Importing transformers takes half of a server's start, so it is imported only when it is needed: files that
+are complete, such as those of the bundled model, are read without it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from torch import Tensor
 
 from ladder import ROOT
 from ladder.errors import UserError
-from ladder.llm.decoder import Architecture, Decoder, UnsupportedModelError, build_decoder, checkpoint_shapes
+from ladder.llm.checkpoint import UnsupportedModelError, architecture_of, build_decoder, checkpoint_shapes
+from ladder.llm.decoder import Architecture, Decoder
 from ladder.llm.linear import int8_engine
 from ladder.llm.text import Tokenizer
 
 BUNDLED = ROOT / "ladder" / "data" / "weights"
 INT8 = "int8"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, INT8: torch.float32}
-"""What is computed in; with int8 that is all but the products with weights."""
+"""The type of activations; with int8 only the matrix multiplications with weights use another."""
 
-# Real shapes, for real timing where the weights cannot be had; from the models' published configurations.
+# Real shapes, for real timing without the weights; from the models' published configurations.
 RANDOM_SHAPES: Mapping[str, Mapping[str, Any]] = {
     "tinyllama-1.1b": dict(
         model_type="llama", vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
@@ -60,12 +61,12 @@ RANDOM_SHAPES: Mapping[str, Mapping[str, Any]] = {
 
 
 Build = Callable[[Architecture, Mapping[str, Tensor]], Decoder]
-"""Makes a decoder from a checkpoint, in the precision and on the device that were asked for."""
+"""Builds a decoder from a checkpoint, in the requested precision and on the requested device."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that turns a prompt into text: the decoder, its tokenizer, and where it stops."""
+    """Everything that turns a prompt into text: the decoder, its tokenizer and its stop tokens."""
 
     name: str
     decoder: Decoder
@@ -99,7 +100,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, where every output can be compared, and bfloat16 on a GPU."""
+    """`auto` is float32 on a CPU, where outputs can be compared exactly, and bfloat16 on a GPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name == INT8 and device.type != "cpu":
@@ -110,7 +111,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def find_directory(name: str) -> Path:
-    """A local directory as it is; anything else is a hub id, downloaded unless it is cached."""
+    """A local directory, or a hub id, which is downloaded unless it is cached."""
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -123,7 +124,7 @@ def find_directory(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "model*.safetensors", "tokenizer*"]))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such id, no access
         raise UserError(
-            f"model {name!r} could not be had from the hub ({type(error).__name__}): check the id and the "
+            f"model {name!r} could not be loaded from the hub ({type(error).__name__}): check the id and the "
             f"network, pass the path of a downloaded directory, or use the bundled model with --model tiny"
         ) from error
 
@@ -136,12 +137,12 @@ def load_directory(name: str, directory: Path, build: Build) -> Model:
     except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {name!r}: configuration or tokenizer cannot be read: {reason}") from error
-    decoder = build(Architecture.from_config(config), read_weights(name, directory))
+    decoder = build(architecture_of(config), read_weights(name, directory))
     return Model(name, decoder, Tokenizer(backend), stop_ids(directory, config))
 
 
 def check_model_type(name: str, directory: Path) -> None:
-    """Refuse what is no model before transformers tries, so that the reason is the real one."""
+    """Refuse a directory without a model before transformers does, so that the error names the reason."""
     try:
         config = json.loads((directory / "config.json").read_bytes())
     except FileNotFoundError:
@@ -160,7 +161,7 @@ class Rope(TypedDict):
 
 
 class Llama(msgspec.Struct):
-    """A configuration that says everything itself, as transformers saves a Llama today."""
+    """A complete configuration, as transformers saves a Llama today."""
 
     model_type: Literal["llama"]
     vocab_size: int
@@ -180,7 +181,7 @@ class Llama(msgspec.Struct):
 
 
 class PlainTokenizer(msgspec.Struct, forbid_unknown_fields=True):
-    """Settings that change nothing of what tokenizer.json says; transformers knows many others."""
+    """Settings that change nothing in tokenizer.json; transformers knows many others."""
 
     tokenizer_class: Literal["TokenizersBackend"]
     backend: str
@@ -191,7 +192,7 @@ class PlainTokenizer(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_config(directory: Path) -> Any:
-    """Whatever the file leaves open, transformers knows."""
+    """Transformers fills in what the file leaves open."""
     try:
         return msgspec.json.decode((directory / "config.json").read_bytes(), type=Llama)
     except msgspec.DecodeError:
@@ -205,7 +206,7 @@ def read_tokenizer(directory: Path) -> Backend:
     try:
         msgspec.json.decode((directory / "tokenizer_config.json").read_bytes(), type=PlainTokenizer)
         return Backend.from_file(str(directory / "tokenizer.json"))
-    except Exception:  # tokenizers has no kinds of errors; what is wrong, transformers says
+    except Exception:  # tokenizers has only one kind of error; transformers names the reason
         from transformers import AutoTokenizer
 
         quiet_transformers()
@@ -216,8 +217,8 @@ def read_tokenizer(directory: Path) -> Backend:
 def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, mapped from its files and not yet read.
 
-    Read here rather than by a transformers model class because importing one takes longer than all
-    the rest of loading the bundled model, and because each tensor is needed only while it is fused.
+    A transformers model class is not used: importing one takes longer than all the rest of loading the
+    bundled model, and each tensor is needed only until it is fused with others.
     """
     weights: dict[str, Tensor] = {}
     for file in sorted(directory.glob("model*.safetensors")):
@@ -231,7 +232,7 @@ def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
 
 
 def stop_ids(directory: Path, config: Any) -> frozenset[int]:
-    """The tokens that end a text; generation_config.json has the last word, as in transformers."""
+    """The tokens that end a text; generation_config.json takes precedence, as in transformers."""
     value = config.eos_token_id
     generation = directory / "generation_config.json"
     if generation.is_file():
@@ -245,7 +246,7 @@ def stop_ids(directory: Path, config: Any) -> frozenset[int]:
 
 
 def quiet_transformers() -> None:
-    """Transformers' own warnings are for people who train; ours say what a server's user can do."""
+    """Transformers' warnings are about training; our own errors tell a server's user what to do."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -260,20 +261,20 @@ def random_model(name: str, build: Build) -> Model:
         raise UserError(f"model {name!r}: there is no such shape; there are {', '.join(RANDOM_SHAPES)}")
     settings = dict(RANDOM_SHAPES[shape])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    architecture = Architecture.from_config(config)
+    architecture = architecture_of(config)
     weights = RandomWeights(architecture, query_key_norm=config.model_type == "qwen3")
     decoder = build(architecture, weights)
     return Model(name, decoder, random_tokenizer(architecture.vocabulary), frozenset())
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """A checkpoint that makes each tensor when it is asked for, so that only the model itself is in memory.
+    """A checkpoint that creates each tensor on request, so that only the model itself is in memory.
 
-    All are cut from one pool of normal numbers: drawing a billion of them would take ten seconds, and
-    the speed of a matrix product does not depend on what is in the matrix.
+    All tensors are cut from one pool of normal numbers: drawing a billion numbers would take ten seconds, and
+    the speed of a matrix multiplication does not depend on the values.
     """
 
-    POOL = 16_777_213  # a prime, so that no two rows of a matrix start at the same place in it
+    POOL = 16_777_213  # a prime, so that no two rows of a matrix start at the same place
 
     def __init__(self, architecture: Architecture, query_key_norm: bool) -> None:
         self._shapes = checkpoint_shapes(architecture, query_key_norm)
@@ -297,15 +298,15 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 def hash_of(text: str) -> int:
-    """The same in every process, which Python's own `hash` of a string is not."""
+    """The same in every process, unlike Python's `hash` of a string."""
     return int.from_bytes(sha256(text.encode()).digest()[:8])
 
 
 def random_tokenizer(vocabulary: int) -> Tokenizer:
     """The bundled tokenizer, its vocabulary filled up with made-up words.
 
-    Prompts are encoded with the bundled vocabulary; whatever a random model answers decodes to
-    words like " balo kitu", so that a stream of it can be seen and measured like any other.
+    Prompts are encoded with the bundled vocabulary. The output of a random model decodes to words such as
+    " balo kitu", so that its stream can be watched and measured like any other.
     """
     data = json.loads((BUNDLED / "tokenizer.json").read_bytes())
     known = data["model"]["vocab"]

@@ -1,9 +1,8 @@
 """From text to tokens, and from tokens back to text one token at a time.
 
-Decoding token by token is where naive servers lose characters. One character may be split over
-several tokens, and a token on its own may decode differently than among its neighbours. A
-`Detokenizer` holds back what is not yet a whole character, so that the pieces it gives out, joined,
-are to the letter what decoding all tokens at once would have given.
+Servers that decode each token on its own lose characters. One character may be split over several tokens, and
+a token alone may decode differently from the same token between others. A `Detokenizer` holds back what is
+not yet a whole character. So its pieces, joined, equal the text of all tokens decoded at once.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ class Detokenizer(Protocol):
     """The text of one growing sequence of tokens."""
 
     def push(self, token_id: int) -> str:
-        """Add a token; return the text that is now certain, which may be empty."""
+        """Add a token; return the text that can no longer change, which may be empty."""
         ...
 
     def flush(self) -> str:
-        """The sequence has ended: return what was held back."""
+        """Return what was held back, because the sequence has ended."""
         ...
 
 
 class ByteLevelDetokenizer:
     """For byte-level BPE (Llama 3, Qwen, the bundled model): every token is a run of bytes.
 
-    Python's incremental UTF-8 decoder keeps an unfinished character until its last byte arrives and
-    replaces bytes that can never become one.
+    Python's incremental UTF-8 decoder keeps an incomplete character until its last byte arrives, and replaces
+    bytes that are not UTF-8.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
@@ -52,11 +51,11 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 class WindowDetokenizer:
     """For every other decoder (SentencePiece in Llama 2, TinyLlama, Mistral).
 
-    Decodes the last tokens with and without the new one and gives out the difference: the first
-    word of a text is written differently from the same word later, so a token needs one before it. A
-    run of byte tokens such as <0xE4> is decoded as a whole or, if one byte of it is wrong, not at
-    all; so nothing of it is given out before a token of another kind has ended it. Nor is a text that
-    ends in U+FFFD: it may stand for a character whose last bytes are still to come.
+    It decodes the last tokens with and without the new one and returns the difference: the first word of a
+    text is written differently from the same word later, so a token needs the one before it. A run of byte
+    tokens such as <0xE4> is decoded as a whole, or not at all if one byte is wrong. So none of it is returned
+    before a token of another kind ends the run. A text that ends in U+FFFD is held back too: its last bytes
+    may follow.
     """
 
     def __init__(self, backend: Backend, special_ids: AbstractSet[int]) -> None:
@@ -68,7 +67,7 @@ class WindowDetokenizer:
     def push(self, token_id: int) -> str:
         token = self._backend.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
-            return ""  # is never shown, and does not end a run of byte tokens either
+            return ""  # never shown, and does not end a run of byte tokens
         self._held.append(token_id)
         if BYTE_TOKEN.fullmatch(token):
             return ""
@@ -84,7 +83,7 @@ class WindowDetokenizer:
 
     def _give_out(self, text: str) -> str:
         piece = text[len(self._backend.decode(self._context)) :]
-        # Tokens that have shown nothing cannot stand for "not the first word".
+        # Tokens without text do not make the next word "not the first".
         self._context = self._held if piece else self._context + self._held
         self._held = []
         return piece
@@ -93,12 +92,12 @@ class WindowDetokenizer:
 class Tokenizer:
     """The part of a tokenizer that a server needs, on top of the `tokenizers` library.
 
-    It keeps nothing about any text, so any thread may use it.
+    It keeps no state about any text, so any thread may use it.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        # No token stands for more characters than this, which bounds a text's tokens from its length.
+        # No token has more characters than this, so a text's length gives the fewest tokens that it can have.
         self.longest_token = max(len(token) for token in backend.get_vocab())
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
@@ -118,7 +117,7 @@ class Tokenizer:
         return WindowDetokenizer(self.backend, self._special_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of a token of a byte-level vocabulary; special tokens are never shown."""
+        """The bytes of a token of a byte-level vocabulary; special tokens have none."""
         if token_id not in self._bytes:
             token = "" if token_id in self._special_ids else self.backend.id_to_token(token_id) or ""
             self._bytes[token_id] = byte_level_bytes(token)
@@ -126,10 +125,10 @@ class Tokenizer:
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable character: this is the way back.
+    """Byte-level BPE writes each byte as one printable character; this maps the characters to bytes.
 
-    Bytes that are printable in Latin-1 stand for themselves, the other 68 for the characters from
-    U+0100 on, in order.
+    Bytes that are printable in Latin-1 are written as themselves, the other 68 as the characters from U+0100
+    on, in order.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -141,7 +140,7 @@ ALPHABET = byte_level_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes of one vocabulary entry; an added token that is plain text stands for its UTF-8."""
+    """The bytes of one vocabulary entry; for an added token in plain text, its UTF-8."""
     if all(character in ALPHABET for character in token):
         return bytes(ALPHABET[character] for character in token)
     return token.encode()

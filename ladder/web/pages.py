@@ -1,54 +1,59 @@
-"""The web page of a rung: static files, what they must know of the rung, many clients in one connection.
+"""The web page of a rung: static files, and a description of the rung as JSON.
 
-Every file is read once, when the app is made. To send one touches neither the disk nor the engine, so the
-page loads as long as the server answers anything at all.
+Every file is read once, when the app is made. A request for one needs neither the disk nor the engine, so the
+page loads as long as the server can respond at all.
 
-The page plays up to sixteen clients, but a browser opens only six connections to a server, and would queue
-the other requests where nobody sees it. So an ASGI rung takes the requests of all clients in one connection
-(`POST /page/clients`), puts each to the app as if it had come alone, and sends their answers back as they
-come. Rung 01 cannot: there the one connection would hold the one worker. For it the page keeps to the
-browser's connections, and shows a request that it has not sent yet as not sent.
+The files of all pages are in ladder/pages. The address of a file is /page/ and its path there. A page is a
+folder with `main.html` (the content of <main>), `main.js` and `style.css`; `shared/shell.html` is the rest of
+the document. In HTML, `<!-- include FILE -->` stands for the content of that file.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import html
 import json
-from collections.abc import AsyncGenerator, MutableMapping
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from string import Template
+from textwrap import indent
 
 import flask
 from fastapi import FastAPI, Request, Response
-from fastapi.sse import format_sse_event
-from pydantic import BaseModel, Field
 
 from ladder import ROOT
-from ladder.log import log_failure
-from ladder.web.http import EventStream
+from ladder.web.page_clients import add_clients
 
 MEDIA_TYPES = {
     ".css": "text/css",
-    ".html": "text/html",
     ".js": "text/javascript",
     ".json": "application/json",
     ".png": "image/png",
     ".svg": "image/svg+xml",
 }
-FOLDER = ROOT / "ladder" / "page"
-MOST_CLIENTS = 16
+PAGES = ROOT / "ladder" / "pages"
+GENERATE = "generate"
+"""The page of the rungs that serve a language model."""
+
+EXTENDED = {"realtime": ["models"]}
+"""The pages whose style sheets a page uses too. (Axe, which the tests run, cannot follow an `@import`.)"""
+
+INCLUDE = re.compile(r"<!-- include (\S+) -->\n")
+ENGINE_TRACK = "01", "09"
+"""The first and last number that a rung of the engine track can have. Rungs above them are a second track."""
 
 HEADERS = {
-    # Nothing from elsewhere, nothing inline: even if text of a model were taken for HTML, it could not run.
+    # Nothing from other servers, nothing inline: generated text could not run even if it were taken for HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "media-src 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # may be kept, but is asked for again: the next rung has the same address
+    "Cache-Control": "no-cache",  # a browser must revalidate: the next rung has the same address
 }
 
 
@@ -68,11 +73,18 @@ class Rung:
 
 
 def describe(file: str, doc: str | None, streams: bool = True) -> Rung:
-    """A rung by the name of its file and the first line of its docstring."""
+    """Describe a rung by the name of its file and the first line of its docstring."""
     path = Path(file)
     number, _, name = path.stem.partition("_")
     idea = (doc or "").partition("\n")[0].partition(": ")[2]
     return Rung(number, name.replace("_", " "), idea, path.name, streams)
+
+
+def tracks(scripts: Iterable[str]) -> list[list[str]]:
+    """The numbers of the rungs, from the names of their files: the engine track, then the other one."""
+    first, last = ENGINE_TRACK
+    numbers = sorted(script[:2] for script in scripts)
+    return [list(track) for _, track in groupby(numbers, lambda number: first <= number <= last)]
 
 
 @dataclass(frozen=True)
@@ -90,37 +102,54 @@ class StaticFile:
         return HEADERS | {"Content-Type": self.media_type + encoding, "ETag": self.tag}
 
 
-def static_files(rung: Rung, *folders: str) -> dict[str, StaticFile]:
-    """Everything there is to see, by its path: the page at /, its parts, the rung in words and in Python.
+def read_html(file: Path) -> str:
+    return INCLUDE.sub(lambda match: read_html(file.parent / match[1]), file.read_text("utf-8"))
 
-    Where two folders have a file of the same name, the later one's is taken.
-    """
-    about = asdict(rung) | {"page": [FOLDER.name, *folders][-1]}
-    files = {
-        f"/page/{file.name}": StaticFile(file.read_bytes(), MEDIA_TYPES[file.suffix])
-        for folder in (FOLDER.name, *folders)
-        for file in sorted((FOLDER.parent / folder).iterdir())
+
+def document(rung: Rung, page: str) -> str:
+    """The whole HTML of a page: the shell around its own part."""
+    folders = ["shared", *EXTENDED.get(page, []), page]
+    return Template(read_html(PAGES / "shared" / "shell.html")).substitute(
+        page=page,
+        styles="\n  ".join(f'<link rel="stylesheet" href="/page/{folder}/style.css">' for folder in folders),
+        title=html.escape(rung.title),
+        description=html.escape(rung.idea),
+        main=indent(read_html(PAGES / page / "main.html"), "    "),
+    )
+
+
+def static_files(rung: Rung, page: str) -> dict[str, StaticFile]:
+    """All responses that never change, by path: the page at /, its parts, the rung as JSON and as Python."""
+    about = asdict(rung) | {
+        "page": page,
+        "tracks": tracks(path.name for path in ROOT.glob("[0-9][0-9]_*.py")),
+    }
+    parts = {
+        f"/page/{file.relative_to(PAGES).as_posix()}": StaticFile(file.read_bytes(), MEDIA_TYPES[file.suffix])
+        for file in sorted(PAGES.glob("*/*"))
         if file.suffix in MEDIA_TYPES
     }
-    return files | {
-        "/": files["/page/index.html"],
+    return parts | {
+        "/": StaticFile(document(rung, page).encode(), "text/html"),
         "/rung": StaticFile(json.dumps(about).encode(), "application/json"),
         "/source": StaticFile((ROOT / rung.source).read_bytes(), "text/plain"),
     }
 
 
 def add_flask_page(app: flask.Flask, rung: Rung) -> None:
+    """Serve the page of a Flask rung."""
+
     def serve(file: StaticFile) -> flask.Response:
         response = flask.Response(file.content, headers=file.headers)
         response.make_conditional(flask.request)
         return response
 
-    for path, file in static_files(rung).items():
+    for path, file in static_files(rung, GENERATE).items():
         app.add_url_rule(path, endpoint=path, view_func=lambda file=file: serve(file))
 
 
-def add_page(app: FastAPI, rung: Rung, *folders: str) -> None:
-    """The page of a rung that serves a language model, or with `folders` another one."""
+def add_page(app: FastAPI, rung: Rung, page: str = GENERATE) -> None:
+    """Serve a page of a FastAPI rung; `page` is the name of its folder."""
 
     def serve(file: StaticFile, request: Request) -> Response:
         if file.tag in request.headers.get("if-none-match", ""):
@@ -128,93 +157,12 @@ def add_page(app: FastAPI, rung: Rung, *folders: str) -> None:
         return Response(file.content, headers=file.headers)
 
     def add(path: str, file: StaticFile) -> None:
-        async def page(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             return serve(file, request)
 
-        app.add_route(path, page, methods=["GET"], include_in_schema=False)
+        app.add_route(path, respond, methods=["GET"], include_in_schema=False)
 
-    for path, file in static_files(rung, *folders).items():
+    for path, file in static_files(rung, page).items():
         add(path, file)
-    if not folders:
+    if page == GENERATE:
         add_clients(app)
-
-
-class Crowd(BaseModel):
-    """The requests of several clients, each as it would be sent to /generate."""
-
-    requests: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_CLIENTS)]
-
-
-def add_clients(app: FastAPI) -> None:
-    under_way: set[asyncio.Task[None]] = set()  # asyncio itself would let go of a task that only waits
-
-    @app.post("/page/clients", include_in_schema=False)
-    async def clients(crowd: Crowd) -> EventStream:
-        """Many requests, and their answers in one stream, which takes all of them with it when it ends."""
-        gone = asyncio.Event()
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        for client, body in enumerate(crowd.requests):
-            task = asyncio.create_task(ask(app, client, json.dumps(body).encode(), pieces, gone))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        return EventStream(collect(pieces, len(crowd.requests)), on_close=gone.set)
-
-
-Piece = dict[str, Any]
-"""A part of one client's answer: `status` and `type` first, then `body` by and by, then `ended`."""
-
-
-async def collect(pieces: asyncio.Queue[Piece], clients: int) -> AsyncGenerator[bytes]:
-    """The pieces of all answers as server-sent events; what is there at the same time goes out together."""
-    while clients:
-        events = [await pieces.get()]
-        while not pieces.empty():
-            events.append(pieces.get_nowait())
-        clients -= sum("ended" in event for event in events)
-        yield b"".join(format_sse_event(data_str=json.dumps(event)) for event in events)
-
-
-async def ask(
-    app: FastAPI, client: int, body: bytes, pieces: asyncio.Queue[Piece], gone: asyncio.Event
-) -> None:
-    """Put one request to the app, as a server would that had read it from a connection of its own.
-
-    It is never cancelled: when the client is gone the app is told so, and ends the request in its own way.
-    """
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/generate",
-        "raw_path": b"/generate",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
-        "client": None,
-        "server": None,
-    }
-    unread = [body]
-
-    async def receive() -> MutableMapping[str, Any]:
-        if unread:
-            return {"type": "http.request", "body": unread.pop()}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            headers = {name.lower(): value for name, value in message["headers"]}
-            kind = headers[b"content-type"].decode("latin-1")
-            pieces.put_nowait({"client": client, "status": message["status"], "type": kind})
-        elif message.get("body"):
-            # A character for each byte: a piece may end within a character of the text.
-            pieces.put_nowait({"client": client, "body": message["body"].decode("latin-1")})
-
-    try:
-        await app(scope, receive, send)
-    except Exception as error:
-        log_failure(error)
-    finally:
-        pieces.put_nowait({"client": client, "ended": True})

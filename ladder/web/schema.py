@@ -1,8 +1,7 @@
-"""What goes over the wire: one schema for every rung, Flask included.
+"""The request and response schema, the same for every rung, Flask included.
 
-A wrong request is answered with 422 and `{"detail": [{"type", "loc", "msg"}, ...]}` by every rung, and a body
-that is not sent as JSON with 415.
-The offending input is not repeated in the answer: a prompt may be long, and may be private.
+Every rung answers a wrong request with 422 and `{"detail": [{"type", "loc", "msg"}, ...]}`, and a body that
+is not sent as JSON with 415. The response does not repeat the wrong input: a prompt may be long or private.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from ladder import FinishReason
 
 MAX_BODY_BYTES = 4 * 2**20
-"""Far more than the longest prompt of any model here; more than that is refused unread, with 413."""
+"""Far more than the longest prompt of any model here. A larger body is refused unread, with 413."""
 
 NOT_SENT_AS_JSON = "the body must be JSON and be sent as such, with content-type: application/json"
-"""Any web page may send a form or plain text to a server on its visitor's machine; to send JSON, a browser
-first asks that server. So the body's own look is not enough."""
+"""Any web page may send a form or plain text to a server on its visitor's machine. To send JSON, a browser
+asks that server first. So it is not enough that the body looks like JSON."""
 
 
 class GenerateRequest(BaseModel):
@@ -42,7 +41,7 @@ class GenerateRequest(BaseModel):
     ] = 1.0
     seed: Annotated[
         int | None,
-        Field(description="The same seed gives the same text, in float32 whoever shares the batch."),
+        Field(description="The same seed gives the same text; in float32 in any batch."),
     ] = None
     stream: Annotated[bool, Field(description="Send each token as a server-sent event.")] = False
 
@@ -108,7 +107,7 @@ class EngineHealth(SlotHealth):
 
 
 class ErrorBody(BaseModel):
-    """What a client gets when the engine failed: as an event in a stream, else with status 500."""
+    """What a client gets when the engine failed: an event in a stream, or a response with status 500."""
 
     class Error(BaseModel):
         type: str
@@ -121,20 +120,19 @@ class ErrorBody(BaseModel):
         return cls(error=cls.Error(type=getattr(error, "kind", type(error).__name__), message=str(error)))
 
 
-MAX_FINDINGS = 20
+MAX_ERRORS = 20
 MAX_NAME = 100
 
 
 def public_details(errors: Sequence[Any], *within: str) -> list[dict[str, Any]]:
-    """Pydantic's findings without the input that caused them.
+    """Pydantic's errors without the input that caused them.
 
-    `loc` begins with the part of the request: "body", "query", "path" or "header". FastAPI says which it was;
-    whoever has given Pydantic nothing but the body names it in `within`.
-
-    The names of unknown fields are input too, and may be many and long.
+    `loc` begins with the part of the request: "body", "query", "path" or "header". FastAPI adds it; a caller
+    that validates only a body names it in `within`. Names of unknown fields are input too, so their number
+    and length are limited.
     """
     details = []
-    for error in errors[:MAX_FINDINGS]:
+    for error in errors[:MAX_ERRORS]:
         location = (*within, *error["loc"])
         shortened = [part[:MAX_NAME] if isinstance(part, str) else part for part in location]
         details.append({"type": error["type"], "loc": shortened, "msg": error["msg"]})

@@ -1,7 +1,7 @@
-"""Server-sent events, read by the rules of the HTML standard.
+"""A parser for server-sent events, by the rules of the HTML standard.
 
-Bytes arrive in pieces that know nothing of events, lines or characters. The parser takes pieces of any
-size and gives out each event when the blank line that ends it has arrived.
+Bytes arrive in pieces that may end within an event, a line or a character. The parser takes pieces of any
+size and yields each event when the blank line after it has arrived.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EventParser:
         self._id = ""
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        """Take what has arrived; yield the events that it completes."""
+        """Take a piece; yield the events that it completes."""
         text = self._decoder.decode(piece)
         if self._after_return and text:
             text = text.removeprefix("\n")
@@ -50,7 +50,7 @@ class EventParser:
             self._name = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        # Everything else is ignored; a comment is a field without a name.
+        # All other fields are ignored. A comment is a field without a name.
 
     def _finish_event(self) -> Event | None:
         data, name = self._data, self._name
