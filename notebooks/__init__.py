@@ -1,1 +1,1 @@
-"""Walkthroughs, one a rung, and what runs them."""
+"""One walkthrough per rung, and the program that runs them."""

@@ -2,8 +2,8 @@
 
     python -m notebooks.execute [FILE ...]
 
-What is kept is only what a reader sees, so that two runs differ in nothing but their measured figures. All
-that they need is here: the hub is not asked.
+Only what a reader sees is kept, so that two runs differ only in their measured figures. The runs need no
+network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-CELL_SECONDS = 60
+CELL_SECONDS = 180  # much more than a cell needs, because the machine may be busy
 
 
 def read(file: Path) -> NotebookNode:
@@ -30,7 +30,7 @@ def read(file: Path) -> NotebookNode:
 def executed(file: Path, *paths: Path) -> NotebookNode:
     """The notebook with the outputs of a run from its first cell to its last.
 
-    Its kernel, and whatever that starts, looks for modules in these paths, too.
+    Its kernel and the processes that the kernel starts also look for modules in `paths`.
     """
     notebook = read(file)
     client = NotebookClient(
@@ -39,17 +39,17 @@ def executed(file: Path, *paths: Path) -> NotebookNode:
         kernel_name="python3",
         coalesce_streams=True,
         record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # not news: it listens on local TCP ports
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning that it listens on local TCP ports
         resources={"metadata": {"path": str(FOLDER)}},
     )
-    # The rungs beside these notebooks, whatever else is installed.
+    # Imports the rungs beside these notebooks, even if others are installed.
     places = os.pathsep.join(map(str, [FOLDER.parent, *paths]))
     client.execute(env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1"})
     return tidied(notebook)
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """Without what says when and by which release of Python and Jupyter it was run."""
+    """The notebook without the times of the run and the versions of Python and Jupyter."""
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
@@ -65,7 +65,7 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
 
 
 def shows_something(output: NotebookNode) -> bool:
-    """What rich leaves behind of a progress display does not."""
+    """False for the empty output that a progress display of rich leaves behind."""
     return bool("data" not in output or output.data.get("text/plain"))
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         print(f"{file.name} ", end="", flush=True)
         nbformat.write(executed(file), file)  # type: ignore[no-untyped-call]
         print(f"{time.perf_counter() - started:.1f} s")
-    print(f"together {time.perf_counter() - begun:.0f} s")
+    print(f"total {time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several notebooks need and none of them teaches: loading, tables, figures, checking an answer."""
+"""What several notebooks need and none teaches: loading a model, tables, figures, checking an exercise."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from matplotlib import pyplot
 from matplotlib.rcsetup import cycler
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # tqdm misses ipywidgets, and nothing here draws a progress bar
+    warnings.simplefilter("ignore")  # tqdm warns without ipywidgets, but nothing here draws a progress bar
     from ladder.lab.client import clock
     from ladder.lab.looks import COLOURS, STYLE
     from ladder.llm.loading import Model, load_model
     from ladder.web.protocols import StreamingEngine
     from ladder.web.schema import GenerateRequest, TokenEvent
 
-warnings.filterwarnings("ignore", message='install "ipywidgets"')  # nor does rich
+warnings.filterwarnings("ignore", message='install "ipywidgets"')  # the same for rich
 
 ONE_THREAD = ["--threads", "1"]
-"""Servers that share a small machine; the bundled model is too small to gain from a second core."""
+"""For servers that share a small machine. The bundled model is too small to gain from a second core."""
 
 pyplot.rcParams.update(STYLE)
 pyplot.rcParams.update({"axes.prop_cycle": cycler(color=list(COLOURS.values()))})
@@ -38,12 +38,12 @@ def load() -> Model:
 
 
 def ask(prompt: str, max_tokens: int = 128, **settings: Any) -> GenerateRequest:
-    """A request as a client would send it, greedy unless told otherwise."""
+    """A request as a client sends it: greedy, unless `settings` say otherwise."""
     return GenerateRequest(prompt=prompt, max_tokens=max_tokens, **{"temperature": 0, **settings})
 
 
-async def answer_of(engine: StreamingEngine, request: GenerateRequest) -> list[TokenEvent]:
-    """All tokens of one request, from an engine in this process."""
+async def generate(engine: StreamingEngine, request: GenerateRequest) -> list[TokenEvent]:
+    """All events of one request, from an engine object in this process."""
     sequence = engine.submit(request)
     try:
         return [event async for event in engine.events(sequence)]
@@ -51,9 +51,11 @@ async def answer_of(engine: StreamingEngine, request: GenerateRequest) -> list[T
         engine.abort(sequence)
 
 
-async def answers_of(engine: StreamingEngine, requests: Sequence[GenerateRequest]) -> list[list[TokenEvent]]:
-    """The same for several that come at once."""
-    return await asyncio.gather(*(answer_of(engine, request) for request in requests))
+async def generate_all(
+    engine: StreamingEngine, requests: Sequence[GenerateRequest]
+) -> list[list[TokenEvent]]:
+    """The same for several requests that arrive at once."""
+    return await asyncio.gather(*(generate(engine, request) for request in requests))
 
 
 def text_of(events: Sequence[TokenEvent]) -> str:
@@ -61,7 +63,7 @@ def text_of(events: Sequence[TokenEvent]) -> str:
 
 
 def table(columns: Mapping[str, Mapping[str, object]]) -> Markdown:
-    """Named columns of named rows, as a table."""
+    """A table of columns; each maps the names of its rows to values."""
     rows = list(dict.fromkeys(row for column in columns.values() for row in column))
     head = f"| | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}"
     lines = (
@@ -79,24 +81,24 @@ def shown(value: object) -> str:
 
 
 def check(answer: object | EllipsisType, solution: object, proof: object) -> None:
-    """Say whether the reader's answer is what a run has shown; `...` stands for no answer yet."""
-    assert solution == proof, f"the solution says {solution!r}, the run {proof!r}"
+    """Compare the reader's answer with what a run has shown; `...` means that there is no answer yet."""
+    assert solution == proof, f"the solution is {solution!r}, but the run shows {proof!r}"
     if answer is ...:
         print("No answer yet. The run agrees with the solution in the folded cell above.")
     elif answer == proof:
-        print(f"Right: the run shows {proof!r} too.")
+        print(f"Correct: the run shows {proof!r} too.")
     else:
-        raise AssertionError(f"you say {answer!r}, the run shows {proof!r}")
+        raise AssertionError(f"your answer is {answer!r}, but the run shows {proof!r}")
 
 
 async def lateness(work: Awaitable[object], interval: float = 0.005) -> list[tuple[float, float]]:
-    """How late a task of this event loop is woken while the work is done, as (seconds, milliseconds late)."""
+    """Wake a task regularly while `work` runs; how late it is each time, as (seconds, milliseconds late)."""
     working = asyncio.ensure_future(work)
     started = clock()
-    beats = []
+    samples = []
     while not working.done():
         due = clock() + interval
         await asyncio.sleep(interval)
-        beats.append((due - started, 1000 * (clock() - due)))
+        samples.append((due - started, 1000 * (clock() - due)))
     await working
-    return beats
+    return samples
