@@ -80,7 +80,7 @@ class AsgiClient:
     async def request(self, app: Any) -> None:
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn says
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn sends it
             "http_version": "1.1",
             "method": "POST",
             "scheme": "http",
@@ -183,7 +183,7 @@ def test_a_timeout_of_the_producer_is_not_treated_as_a_stalled_client(
     """A disk's ETIMEDOUT is also a TimeoutError: it propagates like any other error."""
     ended: list[str] = []
 
-    async def pieces() -> AsyncGenerator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes]:
         yield b"data: {}\n\n"
         raise OSError(errno.ETIMEDOUT, "the disk does not answer")
 
@@ -191,7 +191,7 @@ def test_a_timeout_of_the_producer_is_not_treated_as_a_stalled_client(
         return None
 
     with pytest.raises(TimeoutError, match="the disk does not answer"):
-        asyncio.run(EventStream(pieces(), on_close=lambda: ended.append("over")).stream_response(send))
+        asyncio.run(EventStream(chunks(), on_close=lambda: ended.append("over")).stream_response(send))
     assert ended == ["over"]
     assert caplog.messages == []
 
