@@ -1,26 +1,28 @@
 """Rung 10: any model, in several versions, changed while it serves.
 
-Rung 05 serves the one model that it was started with: a better one means a restart, with every request in
-flight lost, and nobody can say whether it is better. Here models are entries in a registry:
+Rung 05 serves the one model that it was started with. A better model means a restart, which ends every
+request in flight, and nothing shows whether the new model is better. Here models are entries in a registry:
 
-- A request names a version, or `latest`, or takes the default. The name is resolved once, at the start, and
-  the request keeps what it got: loading, unloading and swapping change only what later requests get.
-- These models answer in a single pass, not in hundreds of steps. A thousand rows are one pass, rows that
-  arrive together share one (as in rung 03), and equal rows are computed once and kept in a cache.
-- An A/B experiment gives each user a version by a hash of the name: the same one after a restart, in every
-  process. Labels that are sent back say which version is right more often.
+- A request names a version, or `latest`, or takes the default. The name is looked up once, when the request
+  starts. The request holds a *lease*: the version that was found, until it is answered.
+- Load, swap and unload change only what later requests find. A swap makes another version the default, once
+  it is in memory, so no request waits for it. The weights of an unloaded version stay until its leases end.
+- These models answer in a single pass, not in hundreds of steps: a thousand rows are one pass, in a worker
+  thread. Rows that wait at the same time share a pass, as in rung 03.
 
     PUT /models/digits/default             v1 ──────▶│ v2 ────────────────────────▶
-    request 1      resolved: v1 ├── answered by v1 ──┼──▶│
-    request 2                                        │ resolved: v2 ├── by v2 ──▶│
-                                             swap ───┘
+    request 1      finds v1     ├── answered by v1 ──┼──▶│
+    request 2                                        │ finds v2     ├── by v2 ──▶│
+                                                swap ┘
+
+A cache of predictions and an A/B experiment, which gives each user one of two versions, are shared code.
 
     python 10_model_versions.py --demo
     python 10_model_versions.py
     curl localhost:5000/models
 
-What is still wrong: a client speaks first, every time, and pays for a request each time. It cannot be told
-that something has happened, nor show a drawing while it is being drawn.
+What is still wrong: the client always speaks first, and each time it sends a whole request. The server cannot
+tell it that something has happened, and a drawing is not recognized before it is complete.
 """
 
 from __future__ import annotations
@@ -28,18 +30,17 @@ from __future__ import annotations
 from ladder.script import run_rung  # before all other imports: its docstring says why
 
 import asyncio
-import hashlib
 import os
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import psutil
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 
 from ladder import import_rung
 from ladder.cli import DemoOptions, PredictionConfig
@@ -47,10 +48,13 @@ from ladder.errors import ServerStopping, Unavailable
 from ladder.lab import prediction_scenes as scenes
 from ladder.lab.show import Contender, Show
 from ladder.predict import wire
-from ladder.predict.coalescing import Coalescer, Places
-from ladder.predict.experiment import Books, add_books
+from ladder.predict.cache import Cache, cache_key
+from ladder.predict.coalescing import Coalescer, Reservation
+from ladder.predict.experiment import Experiment, arm_of
 from ladder.predict.predictor import Outcome, Predictor, Rows
-from ladder.predict.registry import Registry, add_registry
+from ladder.predict.protocols import PredictionEngine
+from ladder.predict.routes import add_experiment_routes, add_model_routes
+from ladder.predict.versions import Lease, Version, VersionStore
 from ladder.web.http import EventStream, add_error_handlers
 from ladder.web.pages import Rung, add_page, describe
 from ladder.web.protocols import StreamingRung
@@ -65,85 +69,37 @@ MAIN = "digits"
 
 @dataclass(frozen=True)
 class Config(PredictionConfig):
-    """Nothing but the flags that the predicting rungs share."""
+    """Only the flags that rungs 10 and 11 share."""
 
 
 RUNG = describe(__file__, __doc__)
 
 
-class Lease(NamedTuple):
-    """A version that stays the same until its request is answered, whatever the registry does."""
+class Registry(VersionStore):
+    """Which version a request gets, and how that changes while requests are answered.
 
-    model: str
-    version_requested: str
-    model_version: str
-    predictor: Predictor
+    Only the event loop uses it, so it needs no lock: between two `await`s nothing else runs.
+    """
 
-    def names(self) -> dict[str, str]:
-        return {name: getattr(self, name) for name in self._fields[:-1]}
-
-
-def cache_key(lease: Lease, rows: Rows) -> object:
-    """Not under "latest", which is another version tomorrow."""
-    return lease.model, lease.model_version, rows.tobytes()
-
-
-class Cache:
-    """The latest predictions. Who asks for one that is being computed waits for it: it is computed once."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.entries: OrderedDict[object, asyncio.Future[Outcome]] = OrderedDict()
-        self.hits = self.misses = 0
-
-    async def get(self, key: object, compute: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
-        if (entry := self.entries.get(key)) is not None:
-            self.hits += 1
-            self.entries.move_to_end(key)
-        else:
-            self.misses += 1
-            entry = self.entries[key] = asyncio.create_task(compute())
-            entry.add_done_callback(lambda done: self.forget_failure(key, done))
-            if len(self.entries) > self.size:
-                self.entries.popitem(last=False)
-        return await asyncio.shield(entry)  # who leaves takes it from nobody else
-
-    def forget_failure(self, key: object, entry: asyncio.Future[Outcome]) -> None:
-        if (entry.cancelled() or entry.exception()) and self.entries.get(key) is entry:
-            del self.entries[key]
-
-    def info(self) -> wire.CacheInfo:
-        rate = self.hits / max(1, self.hits + self.misses)
-        return wire.CacheInfo(size=len(self.entries), hits=self.hits, misses=self.misses, hit_rate=rate)
-
-
-def arm_of(user_id: str, config: Config) -> str:
-    """Python's own `hash` of a string is another one in every process; SHA-256 is not."""
-    digest = hashlib.sha256(f"{config.salt}:{user_id}".encode()).digest()
-    share = int.from_bytes(digest[:8]) / 2**64
-    return config.challenger if 100 * share < config.split else config.control
-
-
-class Engine(Lifecycle):
-    """Answers with the models of a registry. Only its worker thread runs them."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.registry = Registry(config.models)
-        self.registry.must_have(MAIN, control=config.control, challenger=config.challenger)
-        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self.coalescer = Coalescer(self.run, wire.MOST_ROWS, config.max_queue)
-        self.cache = Cache(config.max_cached)
-        self.books = Books(config.control, config.challenger)
-        self.calls = self.rows = 0
-        self.stopping = False
+    def find(self, name: str, requested: str) -> tuple[str, Version]:
+        """The version that `latest`, `default` or a version's own number stands for at this moment."""
+        model = self.model(name)
+        number = {"latest": model.latest, "default": model.default}.get(requested, requested)
+        version = model.versions.get(number)
+        if version is None:
+            known = ", ".join([*model.offered, "latest", "default"])
+            raise HTTPException(404, f"{name} has no such version; it has {known}")
+        if not version.offered:
+            again = f"PUT /models/{name}/versions/{number} loads it again"
+            raise HTTPException(404, f"{name} {number} has been unloaded; {again}")
+        return number, version
 
     @asynccontextmanager
-    async def using(self, name: str, requested: str) -> AsyncIterator[Lease]:
-        """Look a version up once. It may be swapped or unloaded meanwhile: we hold on to it."""
-        if not self.registry.loaded:
+    async def lease(self, name: str, requested: str) -> AsyncIterator[Lease]:
+        """Find a version once, and hold its weights even if it is swapped or unloaded in the meantime."""
+        if not self.loaded:
             raise Unavailable("the models are being loaded; send the request again in a while")
-        number, version = self.registry.find(name, requested)
+        number, version = self.find(name, requested)
         version.in_flight += 1
         try:
             yield Lease(name, requested, number, await version.in_memory())
@@ -151,14 +107,58 @@ class Engine(Lifecycle):
             version.in_flight -= 1
             version.last_used = time.monotonic()
 
+    async def load(self, name: str, number: str) -> None:
+        """Offer an unloaded version again, as soon as it is in memory."""
+        version = self.model(name).versions.get(number)
+        if version is None:
+            raise HTTPException(404, f"{name} has no version of that number")
+        version.predictor = await version.in_memory()
+        version.offered = True
+        self.changed("loaded", f"{name} {number}")
+
+    async def swap(self, name: str, requested: str) -> None:
+        """Make another version the default, as soon as it is in memory: no request has to wait for it."""
+        number, version = self.find(name, requested)
+        await version.in_memory()
+        self.find(name, number)  # it may have been unloaded during the `await`
+        self.model(name).default = number
+        self.changed("default", f"{name} {number}")
+
+    def unload(self, name: str, requested: str) -> None:
+        """Stop offering a version. Its weights stay in memory only as long as a lease holds them."""
+        number, version = self.find(name, requested)
+        if number == self.model(name).default:
+            raise HTTPException(409, f"{number} is the default of {name}; choose another one first")
+        version.offered = False
+        if version.read:
+            version.predictor = None
+        else:
+            del self.model(name).versions[number]
+        self.changed("unloaded", f"{name} {number}")
+
+
+class Engine(Lifecycle):
+    """Answers requests with the versions of the registry. One worker thread runs all passes."""
+
+    def __init__(self, config: PredictionConfig) -> None:
+        self.config = config
+        self.registry = Registry(config.models)
+        self.registry.must_have(MAIN, control=config.control, challenger=config.challenger)
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self.coalescer = Coalescer(self.run, wire.MAX_ROWS, config.max_queue)
+        self.cache = Cache(config.max_cached)
+        self.experiment = Experiment(MAIN, config)
+        self.calls = self.rows = 0
+        self.stopping = False
+
     async def run(self, predictor: Predictor, rows: Rows) -> list[Outcome]:
-        """One pass, in the worker: the event loop goes on meanwhile."""
+        """One pass, in the worker thread: the event loop goes on."""
         self.calls += 1
         self.rows += len(rows)
         return await asyncio.get_running_loop().run_in_executor(self.worker, predictor.predict, rows)
 
     async def predict(self, lease: Lease, features: Sequence[float]) -> Outcome:
-        """One row: from the cache, or together with whatever else waits for this version."""
+        """One row: from the cache, or in a pass with all other rows that wait for this version."""
         rows = wire.to_rows(lease.predictor, [features], "features")
 
         async def compute() -> Outcome:
@@ -166,16 +166,15 @@ class Engine(Lifecycle):
 
         return await self.cache.get(cache_key(lease, rows), compute)
 
-    def knows(self, lease: Lease, features: Sequence[float]) -> bool:
-        """Whether `predict` would have nothing to compute."""
-        return cache_key(lease, wire.to_rows(lease.predictor, [features], "features")) in self.cache.entries
+    def is_cached(self, lease: Lease, features: Sequence[float]) -> bool:
+        return cache_key(lease, wire.to_rows(lease.predictor, [features], "features")) in self.cache
 
-    async def events(self, leased: Lease, rows: Rows, places: Places) -> AsyncGenerator[wire.RowEvent]:
-        """One row after the other; when the client disconnects, no further row is computed."""
+    async def events(self, lease: Lease, rows: Rows, waiting: Reservation) -> AsyncGenerator[wire.RowEvent]:
+        """One row after the other. When the client disconnects, no further row is computed."""
         for index in range(len(rows)):
             if self.stopping:
                 raise ServerStopping
-            (outcome,) = await self.coalescer.in_turn(leased.predictor, rows[index : index + 1], places)
+            (outcome,) = await self.coalescer.in_turn(lease.predictor, rows[index : index + 1], waiting)
             yield wire.RowEvent(index=index, prediction=outcome.prediction)
 
     async def until_ready(self) -> None:
@@ -198,75 +197,79 @@ class Engine(Lifecycle):
         )
 
 
-async def lease(request: Request, version: Annotated[wire.Wish, Query()] = "default") -> AsyncIterator[Lease]:
-    """What a handler that wants a model depends on. It is given back when the response is over."""
-    engine: Engine = request.app.state.engine
-    async with engine.using(request.path_params.get("name", MAIN), version) as lease:
+async def lease(
+    request: Request, version: Annotated[wire.VersionName, Query()] = "default"
+) -> AsyncIterator[Lease]:
+    """A lease for a request handler, which ends when the response has been sent."""
+    engine: PredictionEngine = request.app.state.engine
+    async with engine.registry.lease(request.path_params.get("name", MAIN), version) as lease:
         yield lease
 
 
 Leased = Annotated[Lease, Depends(lease)]
 
 
-def create_app(engine: Engine, rung: Rung = RUNG, page: str = "models") -> FastAPI:
-    """The web side. Rung 11 adds to it."""
+def create_app(engine: PredictionEngine, rung: Rung = RUNG, page: str = "models") -> FastAPI:
+    """The web side. Rung 11 adds its own paths to it."""
+    registry, coalescer = engine.registry, engine.coalescer
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        """Load in the background: until that is done the server is alive, but not ready."""
-        async with engine.registry.alive(engine.config.idle_seconds):
+        """Load in the background: until that is done, the server is alive but not ready."""
+        async with registry.alive(engine.config.idle_seconds):
             yield
 
     app = FastAPI(title=rung.title, lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
     app.state.engine = engine
     add_error_handlers(app)
     add_page(app, rung, page)
-    add_registry(app, engine.registry)
-    add_books(app, engine.books, MAIN, engine.config.split)
+    add_model_routes(app, registry)
+    add_experiment_routes(app, engine)
+
+    @app.put("/models/{name}/default")
+    async def swap(name: str, body: wire.Choice) -> wire.ModelInfo:
+        """From now on this version answers requests that name none."""
+        await registry.swap(name, body.version)
+        return registry.model(name).info()
+
+    @app.put("/models/{name}/versions/{version}")
+    async def load(name: str, version: str) -> wire.ModelInfo:
+        """Offer a version again that has been unloaded."""
+        await registry.load(name, version)
+        return registry.model(name).info()
+
+    @app.delete("/models/{name}/versions/{version}")
+    async def unload(name: str, version: str) -> wire.ModelInfo:
+        """Requests that started with this version are answered by it; later ones get 404."""
+        registry.unload(name, version)
+        return registry.model(name).info()
 
     @app.post("/predict")
     @app.post("/models/{name}/predict")
-    async def predict(body: wire.PredictionInput, leased: Leased) -> wire.Prediction:
+    async def predict(body: wire.PredictionInput, lease: Leased) -> wire.Prediction:
         """One row; `version` is v1, v2, ..., latest or default."""
-        outcome = await engine.predict(leased, body.features)
-        return wire.Prediction(prediction=outcome.prediction, confidence=outcome.confidence, **leased.names())
+        outcome = await engine.predict(lease, body.features)
+        return wire.Prediction(prediction=outcome.prediction, confidence=outcome.confidence, **lease.names())
 
     @app.post("/predict/batch")
-    async def predict_batch(body: wire.BatchInput, leased: Leased) -> wire.Batch:
-        """Up to 1000 rows, in one pass of their own."""
-        rows = wire.to_rows(leased.predictor, body.instances, "instances")
-        return wire.to_batch(await engine.coalescer.alone(leased.predictor, rows), **leased.names())
+    async def predict_batch(body: wire.BatchInput, lease: Leased) -> wire.Batch:
+        """Up to 1000 rows, in a pass of their own."""
+        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        return wire.to_batch(await coalescer.alone(lease.predictor, rows), lease.names())
 
     @app.post("/predict/batch/async")
-    async def predict_batch_async(body: wire.BatchInput, leased: Leased) -> wire.Batch:
-        """The same, in passes that are shared with others who come meanwhile: rung 03's idea."""
-        rows = wire.to_rows(leased.predictor, body.instances, "instances")
-        return wire.to_batch(await engine.coalescer.predict(leased.predictor, rows), **leased.names())
+    async def predict_batch_async(body: wire.BatchInput, lease: Leased) -> wire.Batch:
+        """The same, in passes that are shared with other requests that wait: rung 03's idea."""
+        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        return wire.to_batch(await coalescer.predict(lease.predictor, rows), lease.names())
 
     @app.post("/predict/stream")
-    async def predict_stream(body: wire.BatchInput, leased: Leased) -> EventStream:
-        """Each row's index and prediction as soon as it is done. All are checked before the first is sent."""
-        rows = wire.to_rows(leased.predictor, body.instances, "instances")
-        places = engine.coalescer.reserve(len(rows))
-        return EventStream(rung_02.stream(engine.events(leased, rows, places)), on_close=places.leave_all)
-
-    @app.post("/predict/ab-test")
-    async def predict_ab_test(body: wire.PredictionInput, user_id: wire.UserId) -> wire.ExperimentPrediction:
-        """The version is the user's own, always the same one; while it is unloaded, the default stands in."""
-        started, arm = time.perf_counter(), arm_of(user_id, engine.config)
-        takes_part = engine.registry.offers(MAIN, arm)
-        async with engine.using(MAIN, arm if takes_part else "default") as leased:
-            computed = not engine.knows(leased, body.features)
-            outcome = await engine.predict(leased, body.features)
-        seconds = time.perf_counter() - started if computed else None
-        number = engine.books.enter(arm, outcome.prediction, seconds) if takes_part else None
-        return wire.ExperimentPrediction(
-            prediction=outcome.prediction,
-            confidence=outcome.confidence,
-            user_id=user_id,
-            prediction_id=number,
-            **leased.names(),
-        )
+    async def predict_stream(body: wire.BatchInput, lease: Leased) -> EventStream:
+        """The index and prediction of each row, as soon as it is done. All rows are checked first."""
+        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        waiting = coalescer.reserve(len(rows))
+        events = engine.events(lease, rows, waiting)
+        return EventStream(rung_02.stream(events), on_close=waiting.release_all)
 
     @app.get("/health")
     async def health() -> wire.PredictionHealth:
@@ -277,11 +280,11 @@ def create_app(engine: Engine, rung: Rung = RUNG, page: str = "models") -> FastA
 
 
 def demo(config: Config, options: DemoOptions) -> None:
-    """Both versions side by side: what they know and cost, and what a change between them does."""
+    """Both versions side by side: accuracy, costs, and requests that are answered during swaps."""
     show = Show(__doc__, config, options)
     users = Counter(arm_of(f"user-{number}", config) for number in range(10_000))
-    with show.starting(Contender("10_model_versions.py", Config)) as (url,):
-        asyncio.run(scenes.show_versions(show, url, users))
+    with show.starting(Contender("10_model_versions.py", Config)) as (url,), scenes.rejections_in_one_line():
+        asyncio.run(scenes.show_versions(show, url, config, users))
 
 
 def start(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the predicting rungs share: rows, models that can be held, servers that are ready."""
+"""What the tests of rungs 10 and 11 share: rows, models whose passes can be held, servers that are ready."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def expected(version: str, rows: list[list[float]], name: str = "digits") -> lis
 
 
 class WatchedPredictor(Predictor):
-    """The same model, with a look at the rows of every pass before it is run."""
+    """The same model; `before` is called with the rows of each pass before it runs."""
 
     def __init__(self, predictor: Predictor, before: Callable[[Rows], None]) -> None:
         self.__dict__.update(predictor.__dict__, before=before)
@@ -52,7 +52,7 @@ class WatchedPredictor(Predictor):
 
 
 class Hold:
-    """A look that lets no pass begin until the test says so, and notes the rows of each."""
+    """Holds each pass until the test opens it, and records its number of rows."""
 
     def __init__(self) -> None:
         self.passes: list[int] = []
@@ -72,7 +72,7 @@ def engine_serving(rung: ModuleType, **flags: Any) -> Iterator[tuple[Any, Server
     pings = getattr(engine.config, "ping_seconds", None)
     settings = websockets.settings(pings) if pings else None
     with serving(rung.create_app(engine), engine, settings) as server:
-        with ThreadPoolExecutor(1) as apart:  # in a test of a page, this thread has an event loop already
+        with ThreadPoolExecutor(1) as apart:  # in a test of a page, this thread already has an event loop
             apart.submit(asyncio.run, until_ready(server)).result()
         yield engine, server
 
@@ -84,7 +84,7 @@ async def until_ready(server: Server) -> None:
 
 
 def watch(engine: Any, version: str, before: Callable[[Rows], None]) -> None:
-    """Put a watched model in a version's place."""
+    """Replace the model of a version by a watched one."""
     entry = engine.registry.models["digits"].versions[version]
     entry.predictor = WatchedPredictor(entry.predictor, before)
 

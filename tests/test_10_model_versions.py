@@ -1,8 +1,9 @@
-"""Holds rung 10 to its versions: who is answered by which, in how many passes, and what a change does."""
+"""Tests of rung 10: which version answers, in how many passes, and what a change does to open requests."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import typing
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -23,8 +25,11 @@ import pytest
 from ladder import ROOT
 from ladder.errors import UserError
 from ladder.lab.client import Client
+from ladder.predict.cache import Cache
+from ladder.predict.experiment import arm_of
 from ladder.predict.predictor import PREDICTORS, accuracy, load_digits, read_index
-from ladder.predict.registry import Registry
+from ladder.predict.protocols import PredictionEngine, VersionRegistry, VersionsRung
+from ladder.predict.versions import VersionStore
 from tests.predicting import (
     HELD_OUT,
     IMAGES,
@@ -109,7 +114,7 @@ def test_the_bundled_versions_differ_clearly_in_accuracy_and_cost() -> None:
 @pytest.mark.parametrize(
     ("requested", "answered"), [("v1", "v1"), ("v2", "v2"), ("latest", "v2"), ("default", "v1")]
 )
-def test_a_version_is_what_its_name_stands_for(server: RungServer, requested: str, answered: str) -> None:
+def test_a_name_finds_its_version(server: RungServer, requested: str, answered: str) -> None:
     (outcome,) = expected(answered, [ROW])
     for path in ("/predict", "/models/digits/predict"):
         answer = post(server, f"{path}?version={requested}", {"features": ROW}).json()
@@ -127,7 +132,41 @@ def test_a_regressor_has_no_confidence(server: RungServer) -> None:
     answer = post(server, "/models/diabetes/predict", {"features": row}).json()
     assert answer["confidence"] is None
     assert answer["prediction"] == pytest.approx(expected("v1", [row], "diabetes")[0].prediction, rel=1e-5)
-    assert 25 < answer["prediction"] < 346  # what was ever measured
+    assert 25 < answer["prediction"] < 346  # the range of the data
+
+
+# What it lends to rung 11
+
+
+def parameters(of: Any) -> list[tuple[str, object, bool, object]]:
+    """Name, kind, whether it has a default, and type, of each parameter but `self`; then the result."""
+    signature = inspect.signature(of)
+    told = [
+        (name, parameter.kind, parameter.default is not parameter.empty, parameter.annotation)
+        for name, parameter in signature.parameters.items()
+        if name != "self"
+    ]
+    return [*told, ("return", None, False, signature.return_annotation)]
+
+
+def test_the_protocol_describes_what_the_rung_lends() -> None:
+    """A type checker compares the engine with its protocol, but a module it cannot."""
+    assert typing.get_type_hints(VersionsRung) == {"MAIN": type(rung.MAIN)}
+    lent = [name for name in vars(VersionsRung) if not name.startswith("_")]
+    assert lent == ["Engine", "create_app"]
+    assert parameters(rung.create_app) == parameters(VersionsRung.create_app)
+    *made_of, _ = parameters(rung.Engine)
+    assert [*made_of, ("return", None, False, "PredictionEngine")] == parameters(VersionsRung.Engine)
+
+
+@pytest.mark.parametrize(("protocol", "part"), [(VersionRegistry, "Registry"), (PredictionEngine, "Engine")])
+def test_the_methods_of_a_protocol_are_those_of_the_rung(protocol: type, part: str) -> None:
+    """Names, kinds and defaults of their parameters."""
+    lent = {name: member for name, member in vars(protocol).items() if inspect.isfunction(member)}
+    for name, member in lent.items():
+        if not name.startswith("_"):
+            own = parameters(getattr(getattr(rung, part), name))
+            assert [one[:3] for one in own] == [one[:3] for one in parameters(member)], name
 
 
 # Batches
@@ -168,7 +207,7 @@ def test_rows_that_wait_together_share_a_pass() -> None:
 
 
 @pytest.mark.parametrize("path", BATCH_PATHS)
-def test_more_rows_than_may_wait_are_refused_at_once(path: str) -> None:
+def test_more_rows_than_may_wait_are_rejected_immediately(path: str) -> None:
     hold = Hold()
     with engine_serving(rung, max_queue=8) as (engine, server), ThreadPoolExecutor(2) as clients:
         watch(engine, "v1", hold)
@@ -197,7 +236,7 @@ def test_a_stream_gives_each_row_in_order_and_ends(server: RungServer) -> None:
     assert last.data == "[DONE]"
 
 
-def test_a_stream_stops_when_its_client_leaves() -> None:
+def test_a_stream_stops_when_its_client_disconnects() -> None:
     hold = Hold()
     with engine_serving(rung) as (engine, server):
         watch(engine, "v1", hold)
@@ -208,7 +247,7 @@ def test_a_stream_stops_when_its_client_leaves() -> None:
             connection.sendall("\r\n".join(lines).encode() + body)
             assert hold.reached.wait(timeout=60)
             assert server.health()["running"] == 1
-        # The row under way is held: the server learns that the client has left before it is done.
+        # The pass of this row is held, so the server sees the disconnect before the row is done.
         asyncio.run(server.health_when(lambda health: health["running"] == 0))
         hold.opened.set()
         assert post(server, "/predict/batch", {"instances": IMAGES[:2]}).status == 200
@@ -236,7 +275,7 @@ WRONG_ROWS = {
 
 
 @pytest.mark.parametrize("row", WRONG_ROWS.values(), ids=WRONG_ROWS)
-def test_a_wrong_row_is_refused_before_anything_is_computed(server: RungServer, row: str) -> None:
+def test_a_wrong_row_is_rejected_before_any_pass(server: RungServer, row: str) -> None:
     before = server.health()["calls"]
     whole = row.replace("[", f"[{', '.join(map(str, ROW[1:]))}, ", 1) if row in ("[NaN]", "[1e999]") else row
     bodies = dict.fromkeys(ROW_PATHS, f'{{"features": {whole}}}')
@@ -251,20 +290,20 @@ def test_a_wrong_row_is_refused_before_anything_is_computed(server: RungServer, 
 
 @pytest.mark.parametrize("path", BATCH_PATHS)
 @pytest.mark.parametrize("instances", [[], [ROW] * 1001, [ROW, ROW[1:]], [[]], ROW, None])
-def test_a_wrong_batch_is_refused(server: RungServer, path: str, instances: Any) -> None:
+def test_a_wrong_batch_is_rejected(server: RungServer, path: str, instances: Any) -> None:
     answer = post(server, path, {"instances": instances})
     assert answer.status == 422
     assert len(answer.body) < 2000
 
 
 @pytest.mark.parametrize("path", [*ROW_PATHS, *BATCH_PATHS])
-def test_unknown_fields_and_what_is_no_json_are_refused(server: RungServer, path: str) -> None:
+def test_unknown_fields_and_invalid_json_are_rejected(server: RungServer, path: str) -> None:
     for body in (b"{", b"[]", b'"x"', b"\xff", b'{"features": [1], "instances": [[1]], "more": 1}'):
         assert server.request("POST", path, body).status == 422
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/ab-test", "/predict/batch", "/feedback"])
-def test_a_body_that_is_not_sent_as_json_is_refused(server: RungServer, path: str) -> None:
+def test_a_body_that_is_not_sent_as_json_is_rejected(server: RungServer, path: str) -> None:
     body = json.dumps({"features": ROW}).encode()
     answer = server.request("POST", path, body, **{"content-type": "application/x-www-form-urlencoded"})
     assert answer.status == 415
@@ -305,7 +344,7 @@ def test_each_finding_says_which_part_of_the_request_is_wrong(server: RungServer
     }
 
 
-def test_a_body_without_end_is_refused(server: RungServer) -> None:
+def test_a_body_that_is_too_large_is_rejected(server: RungServer) -> None:
     assert server.request("POST", "/predict/batch", b" " * (5 * 2**20)).status == 413
 
 
@@ -313,9 +352,10 @@ def test_a_body_without_end_is_refused(server: RungServer) -> None:
 
 USERS = [f"user-{number}" for number in range(10_000)]
 ARMS = """
-import importlib, json
-rung = importlib.import_module("10_model_versions")
-print(json.dumps([rung.arm_of(f"user-{number}", rung.Config()) for number in range(10_000)]))
+import json
+from ladder.cli import PredictionConfig
+from ladder.predict.experiment import arm_of
+print(json.dumps([arm_of(f"user-{number}", PredictionConfig()) for number in range(10_000)]))
 """
 
 
@@ -327,7 +367,7 @@ def arms(seed: str) -> list[str]:
     return result
 
 
-def test_the_split_is_the_same_in_every_process_and_as_asked_for() -> None:
+def test_the_split_is_the_same_in_every_process_and_as_requested() -> None:
     with ThreadPoolExecutor(2) as processes:
         first, second = processes.map(arms, ("1", "2"))
     assert len(first) == 10_000
@@ -338,43 +378,43 @@ def test_the_split_is_the_same_in_every_process_and_as_asked_for() -> None:
 @pytest.mark.parametrize("split", [0, 1, 20, 99, 100])
 def test_the_split_can_be_chosen(split: int) -> None:
     config = rung.Config(split=split)
-    share = sum(rung.arm_of(user, config) == "v2" for user in USERS) / len(USERS)
+    share = sum(arm_of(user, config) == "v2" for user in USERS) / len(USERS)
     assert abs(share - split / 100) <= 0.02
     assert split not in (0, 100) or share == split / 100
 
 
 @pytest.mark.parametrize("flag", ["control", "challenger"])
-def test_a_version_that_is_not_there_is_told_by_the_flag_that_asks_for_it(flag: str) -> None:
+def test_an_error_about_an_unknown_version_names_the_flag(flag: str) -> None:
     with pytest.raises(UserError) as caught:
-        Registry("bundled").must_have("digits", **{"control": "v1", "challenger": "v2", flag: "v9"})
+        VersionStore("bundled").must_have("digits", **{"control": "v1", "challenger": "v2", flag: "v9"})
     assert str(caught.value) == f"--{flag} v9: digits has no such version; it has v1, v2"
 
 
-def test_models_without_digits_are_told_by_their_flag() -> None:
+def test_an_error_about_missing_digits_names_the_flag() -> None:
     with pytest.raises(UserError, match="--models: there is no letters"):
-        Registry("bundled").must_have("letters", control="v1")
+        VersionStore("bundled").must_have("letters", control="v1")
 
 
-def test_a_larger_split_takes_nobody_out_of_the_challengers_arm() -> None:
+def test_a_larger_split_moves_no_user_out_of_the_challengers_arm() -> None:
     some, more = rung.Config(split=20), rung.Config(split=60)
-    assert all(rung.arm_of(user, more) == "v2" for user in USERS if rung.arm_of(user, some) == "v2")
+    assert all(arm_of(user, more) == "v2" for user in USERS if arm_of(user, some) == "v2")
 
 
-def test_another_salt_deals_anew() -> None:
+def test_another_salt_assigns_users_anew() -> None:
     one, other = rung.Config(), rung.Config(salt="2")
-    same = sum(rung.arm_of(user, one) == rung.arm_of(user, other) for user in USERS)
+    same = sum(arm_of(user, one) == arm_of(user, other) for user in USERS)
     assert abs(same / len(USERS) - 0.5) <= 0.02
 
 
-def test_users_get_the_arm_that_their_name_says(server: RungServer) -> None:
+def test_users_get_the_version_of_their_arm(server: RungServer) -> None:
     config = rung.Config()
     for user in [*USERS[:20], "Ödön", "a b&c", "👩🏽‍🚀"]:
         answer = post(server, f"/predict/ab-test?user_id={quote(user)}", {"features": ROW}).json()
-        assert answer["model_version"] == rung.arm_of(user, config)
+        assert answer["model_version"] == arm_of(user, config)
         assert answer["user_id"] == user
 
 
-def test_the_report_counts_what_labels_say() -> None:
+def test_the_report_counts_the_labels() -> None:
     with own_rung(SCRIPT) as server:
         right: Counter[str] = Counter()
         labelled: Counter[str] = Counter()
@@ -386,7 +426,7 @@ def test_the_report_counts_what_labels_say() -> None:
             if user % 3:
                 body = {"prediction_id": answer["prediction_id"], "label": label}
                 assert post(server, "/feedback", body).status == 204
-                assert post(server, "/feedback", body).status == 404  # one label for each
+                assert post(server, "/feedback", body).status == 404  # one label per prediction
                 labelled[version] += 1
                 right[version] += answer["prediction"] == label
         report = server.request("GET", "/ab-test").json()
@@ -399,15 +439,15 @@ def test_the_report_counts_what_labels_say() -> None:
         assert post(server, "/feedback", {"prediction_id": "f" * 16, "label": 3}).status == 404
 
 
-def test_what_the_cache_had_is_not_in_the_latency() -> None:
+def test_cached_predictions_do_not_count_in_the_latency() -> None:
     with engine_serving(rung) as (engine, server):
         for _ in range(5):
             post(server, "/predict/ab-test?user_id=ada", {"features": ROW})
-        arm = engine.books.arms[rung.arm_of("ada", engine.config)]
+        arm = engine.experiment.arms[arm_of("ada", engine.config)]
         assert (arm.requests, arm.computed, len(arm.seconds)) == (5, 1, 1)
 
 
-def test_while_a_users_version_is_unloaded_the_default_stands_in_and_nothing_is_counted() -> None:
+def test_while_a_users_version_is_unloaded_the_default_answers_and_nothing_is_counted() -> None:
     with engine_serving(rung, split=100) as (_, server):
         assert unload(server, "v2").status == 200
         answer = post(server, "/predict/ab-test?user_id=ada", {"features": ROW})
@@ -425,7 +465,7 @@ def test_while_a_users_version_is_unloaded_the_default_stands_in_and_nothing_is_
 # The cache
 
 
-def test_equal_rows_are_computed_once_even_at_once() -> None:
+def test_equal_rows_are_computed_once_even_concurrently() -> None:
     hold = Hold()
     with engine_serving(rung) as (engine, server), ThreadPoolExecutor(12) as clients:
         watch(engine, "v1", hold)
@@ -438,7 +478,7 @@ def test_equal_rows_are_computed_once_even_at_once() -> None:
         assert server.health()["cache"] == {"size": 1, "hits": 11, "misses": 1, "hit_rate": 11 / 12}
 
 
-def test_the_cache_goes_by_the_version_that_answered() -> None:
+def test_the_cache_key_is_the_version_that_answered() -> None:
     with engine_serving(rung) as (_, server):
         for version in ("default", "v1", "latest", "v2"):
             predict(server, version=version)
@@ -450,7 +490,7 @@ def test_the_cache_goes_by_the_version_that_answered() -> None:
         assert answer["confidence"] == pytest.approx(expected("v2", [ROW])[0].confidence, abs=1e-5)
 
 
-def test_the_cache_is_bounded_and_forgets_what_was_not_asked_for_longest() -> None:
+def test_the_cache_is_bounded_and_drops_the_least_recently_used() -> None:
     with engine_serving(rung, max_cached=3) as (_, server):
         for row in (0, 1, 2, 0, 3, 0, 1):  # 3 pushes 1 out
             predict(server, IMAGES[row])
@@ -472,13 +512,13 @@ def test_a_failure_is_not_kept() -> None:
         assert predict(server)["model_version"] == "v1"
 
 
-def test_whoever_is_cancelled_takes_the_prediction_from_nobody_else() -> None:
-    """At the cache's boundary: rung 11 cancels the work of connections that it drops."""
+def test_a_cancelled_request_does_not_cancel_the_prediction_for_others() -> None:
+    """Tested on the cache itself: rung 11 cancels the tasks of connections that it evicts."""
     outcome = expected("v1", [ROW])[0]
     computed: list[int] = []
 
     async def two_ask() -> None:
-        cache, gate = rung.Cache(8), asyncio.Event()
+        cache, gate = Cache(8), asyncio.Event()
 
         async def compute() -> Any:
             computed.append(1)
@@ -497,10 +537,10 @@ def test_whoever_is_cancelled_takes_the_prediction_from_nobody_else() -> None:
     assert computed == [1]
 
 
-# Coming and going
+# Load, swap, unload
 
 
-def test_a_request_is_answered_by_the_version_it_began_with() -> None:
+def test_a_request_is_answered_by_the_version_it_started_with() -> None:
     hold = Hold()
     with engine_serving(rung) as (engine, server), ThreadPoolExecutor(2) as clients:
         watch(engine, "v1", hold)
@@ -519,7 +559,7 @@ def test_a_request_is_answered_by_the_version_it_began_with() -> None:
         assert predict(server, version="v1")["model_version"] == "v1"
 
 
-def test_whoever_asks_for_an_unloaded_version_is_told_how_to_load_it() -> None:
+def test_the_error_for_an_unloaded_version_says_how_to_load_it() -> None:
     with engine_serving(rung) as (_, server):
         assert unload(server, "v2").status == 200
         asked = post(server, "/predict?version=v2", {"features": ROW})
@@ -537,7 +577,7 @@ def test_the_default_cannot_be_unloaded(server: RungServer) -> None:
 
 
 def test_swaps_under_load_fail_no_request() -> None:
-    """Sixteen clients ask without a pause while versions are loaded, chosen and unloaded forty times."""
+    """Sixteen clients send requests without a pause during forty rounds of load, swap and unload."""
     statuses: Counter[int] = Counter()
     answered: Counter[str] = Counter()
 
@@ -582,7 +622,7 @@ def test_swaps_under_load_fail_no_request() -> None:
         assert server.process.errors() == ""
 
 
-def test_an_idle_version_is_dropped_and_read_again_once_for_all_who_ask() -> None:
+def test_an_idle_version_is_dropped_and_read_again_once_for_all_requests() -> None:
     with engine_serving(rung, idle_seconds=3600) as (engine, server), ThreadPoolExecutor(8) as clients:
         version = engine.registry.models["digits"].versions["v2"]
         reads: list[int] = []
@@ -595,7 +635,7 @@ def test_an_idle_version_is_dropped_and_read_again_once_for_all_who_ask() -> Non
 
         version.read = watched_read
         engine.registry.drop_idle(3600)
-        assert state(server, "v2")["state"] == "loaded"  # it has been used a moment ago
+        assert state(server, "v2")["state"] == "loaded"  # it was used a moment ago
         engine.registry.drop_idle(0)
         assert state(server, "v1")["state"] == "loaded"  # the default stays
         assert state(server, "v2")["state"] == "idle"
@@ -608,7 +648,7 @@ def test_an_idle_version_is_dropped_and_read_again_once_for_all_who_ask() -> Non
         assert state(server, "v2")["bytes"] == bundled("v2").bytes
 
 
-def test_idle_versions_are_dropped_by_themselves() -> None:
+def test_idle_versions_are_dropped_automatically() -> None:
     with own_rung(SCRIPT, "--idle-seconds", "1") as server:
 
         async def states() -> Any:
@@ -618,7 +658,7 @@ def test_idle_versions_are_dropped_by_themselves() -> None:
         assert predict(server, version="v2")["model_version"] == "v2"
 
 
-def test_a_server_that_loads_is_alive_but_not_ready() -> None:
+def test_a_server_that_is_loading_is_alive_but_not_ready() -> None:
     engine = rung.Engine(rung.Config())
     version = engine.registry.models["digits"].versions["v1"]
     gate, read = threading.Event(), version.read
@@ -643,14 +683,14 @@ def test_a_server_that_loads_is_alive_but_not_ready() -> None:
 
 
 def start(folder: Path) -> str:
-    """What a server says that cannot start with these models."""
+    """The error of a server that cannot start with these models."""
     done = run_rung(SCRIPT, "--port", "0", "--models", str(folder))
     assert done.returncode == 1
     assert done.stdout == ""
     return one_line(done.stderr)
 
 
-def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
+def test_a_tampered_file_is_rejected_at_start(tmp_path: Path) -> None:
     folder = copy_of_predictors(tmp_path)
     file = folder / "digits-v2.safetensors"
     content = bytearray(file.read_bytes())
@@ -661,8 +701,8 @@ def test_a_tampered_file_is_refused_at_start(tmp_path: Path) -> None:
     assert "SHA-256" in line
 
 
-def test_tampered_digits_are_refused(tmp_path: Path) -> None:
-    """Rung 11 trains on them: who could change them would change what it serves."""
+def test_tampered_digits_are_rejected(tmp_path: Path) -> None:
+    """Rung 11 trains on them: changed digits would change its models."""
     folder = copy_of_predictors(tmp_path)
     file = folder / "digits.safetensors"
     content = bytearray(file.read_bytes())
@@ -672,14 +712,14 @@ def test_tampered_digits_are_refused(tmp_path: Path) -> None:
         load_digits(folder)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     folder = copy_of_predictors(tmp_path)
     (folder / "digits-v1.safetensors").unlink()
     assert "digits-v1.safetensors" in start(folder)
 
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "model.pkl", "/etc/passwd", "a/b.safetensors"])
-def test_an_index_names_nothing_but_safetensors_beside_it(tmp_path: Path, file: str) -> None:
+def test_an_index_can_name_only_safetensors_files_in_its_folder(tmp_path: Path, file: str) -> None:
     folder = copy_of_predictors(tmp_path)
     models = json.loads((folder / "index.json").read_text())["models"]
     models["digits"]["versions"]["v1"]["file"] = file
@@ -689,7 +729,7 @@ def test_an_index_names_nothing_but_safetensors_beside_it(tmp_path: Path, file: 
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"models": {}}', '{"models": {"digits": {}}}'])
-def test_an_index_that_is_none_is_told(tmp_path: Path, damage: str) -> None:
+def test_an_invalid_index_is_an_error_in_one_line(tmp_path: Path, damage: str) -> None:
     folder = copy_of_predictors(tmp_path)
     (folder / "index.json").write_text(damage)
     with pytest.raises(UserError) as told:
@@ -697,11 +737,11 @@ def test_an_index_that_is_none_is_told(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_index(tmp_path: Path) -> None:
     assert "index.json" in start(tmp_path / "nothing")
 
 
-def test_a_file_that_is_tampered_with_later_fails_its_requests_only(tmp_path: Path) -> None:
+def test_a_file_that_is_tampered_with_later_fails_only_its_own_requests(tmp_path: Path) -> None:
     folder = copy_of_predictors(tmp_path)
     with own_rung(SCRIPT, "--models", str(folder)) as server:
         assert unload(server, "v2").status == 200

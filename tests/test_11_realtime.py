@@ -1,4 +1,4 @@
-"""Holds rung 11 to its connections: who gets what, in which order, and whom a bad client hurts."""
+"""Tests of rung 11: which client gets which message, in which order, and how bad clients are isolated."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ async def ask(connection: Connection, text: str) -> Any:
     return json.loads(await connection.receive_str())
 
 
-# One asks, and is answered
+# One client, one answer
 
 
 @pytest.mark.parametrize(("version", "answered"), [("v1", "v1"), ("latest", "v2"), ("default", "v1")])
-def test_a_message_is_answered_by_the_version_it_asks_for(
+def test_a_message_is_answered_by_the_version_it_names(
     server: RungServer, version: str, answered: str
 ) -> None:
     async def converse() -> None:
@@ -94,7 +94,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("path", ["/ws/predict", "/ws/predictions"])
-def test_a_malformed_message_gets_an_error_and_the_socket_lives(server: RungServer, path: str) -> None:
+def test_a_malformed_message_gets_an_error_and_the_socket_stays_open(server: RungServer, path: str) -> None:
     async def converse() -> None:
         async with connected(server, path) as connection:
             for name, text in MALFORMED.items():
@@ -109,7 +109,7 @@ def test_a_malformed_message_gets_an_error_and_the_socket_lives(server: RungServ
 
 
 @pytest.mark.parametrize("path", ["/ws/predict", "/ws/predictions"])
-def test_an_error_says_whose_it_is(server: RungServer, path: str) -> None:
+def test_an_error_has_the_id_of_its_message(server: RungServer, path: str) -> None:
     async def converse() -> None:
         async with connected(server, path) as connection:
             for wrong in (question(version="v77", id="mine"), question(ROW[1:], id="mine"), '{"id": "mine"}'):
@@ -121,7 +121,7 @@ def test_an_error_says_whose_it_is(server: RungServer, path: str) -> None:
     asyncio.run(converse())
 
 
-def test_a_message_that_is_too_large_closes_its_own_connection_only(server: RungServer) -> None:
+def test_a_message_that_is_too_large_closes_only_its_own_connection(server: RungServer) -> None:
     async def converse() -> None:
         async with connected(server, "/ws/predict") as good, connected(server, "/ws/predict") as bad:
             await bad.send_str("x" * (MAX_MESSAGE_BYTES + 1))
@@ -146,7 +146,7 @@ def test_a_ping_is_answered(server: RungServer) -> None:
 
 
 def frame(content: bytes, kind: int) -> bytes:
-    """As a client sends it: masked, by zeros, which leave it as it is."""
+    """A frame of a client: masked with zeros, which do not change it."""
     length = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + struct.pack("!H", len(content))
     return bytes([0x80 | kind]) + length + bytes(4) + content
 
@@ -155,7 +155,7 @@ TEXT, PING = 1, 9
 
 
 def flood(kind: int, content: bytes) -> None:
-    """From a client that never reads, until it is dropped."""
+    """Send without reading, until the server disconnects."""
     engine = rung.Engine(rung.Config())
     with (
         serving(rung.create_app(engine), engine, websockets.settings(0.5)) as server,
@@ -163,12 +163,12 @@ def flood(kind: int, content: bytes) -> None:
         suppress(ConnectionError),
     ):
         connection.settimeout(30)
-        connection.recv(12)  # the beginning of the answer: what comes before it is lost
+        connection.recv(12)  # the beginning of the response: frames before it would be lost
         connection.sendall(frame(content, kind) * (12_000_000 // (6 + len(content))))
 
 
 def test_a_client_that_only_sends_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is read no further than it is answered: neither messages nor answers pile up."""
+    """The server reads no further than it can answer: neither messages nor answers accumulate."""
     untaken: list[int] = []
     take = WebSocketProtocol.send_receive_event_to_app
 
@@ -194,7 +194,7 @@ def test_a_client_that_pings_and_never_reads_cannot_fill_the_memory(monkeypatch:
     assert 60_000 < max(unsent) < 100_000
 
 
-def test_a_peer_that_answers_no_ping_is_let_go() -> None:
+def test_a_client_that_answers_no_ping_is_disconnected() -> None:
     with own_rung(SCRIPT, "--ping-seconds", "0.2") as server:
 
         async def converse() -> None:
@@ -210,7 +210,7 @@ def test_a_peer_that_answers_no_ping_is_let_go() -> None:
             connection.settimeout(30)
             assert connection.recv(12) == b"HTTP/1.1 101"
             while connection.recv(4096):
-                pass  # the server has hung up when there is no more to come
+                pass  # until the server has closed the connection
 
 
 @pytest.mark.parametrize("path", ["/ws/predict", "/ws/predictions", "/ws/monitor"])
@@ -235,7 +235,7 @@ def test_pages_of_other_origins_may_not_connect(server: RungServer, path: str) -
             "",
         ):
             assert await status(origin) == 403
-        # A name that points here, as in a rebinding attack, is not believed because it matches itself.
+        # In a rebinding attack, a foreign name points here: Origin and Host are equal, but not trusted.
         assert (
             await status(f"http://evil.example:{server.address[1]}", f"evil.example:{server.address[1]}")
             == 403
@@ -256,7 +256,7 @@ def test_an_origin_can_be_allowed() -> None:
         asyncio.run(converse())
 
 
-def test_more_connections_than_allowed_are_refused() -> None:
+def test_more_connections_than_allowed_are_rejected() -> None:
     with own_rung(SCRIPT, "--max-connections", "2") as server:
 
         async def converse() -> None:
@@ -282,10 +282,10 @@ async def connections(server: Server) -> Any:
     return (await figures(server))["connections"]
 
 
-# Many listen
+# Broadcasts
 
 BROADCASTS = 1500
-"""Of some 350 bytes each: more than the buffers of a client that does not read, and its queue."""
+"""Of about 350 bytes each: more than fits into the buffers and the queue of a client that does not read."""
 
 
 PACE = 20
@@ -300,18 +300,18 @@ def resident_bytes(server: RungServer) -> int:
 
 
 def abrupt(connection: socket.socket) -> None:
-    """Close with a reset, as a process that is killed."""
+    """Close with a reset, like a killed process."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def test_forty_clients_of_which_five_never_read_and_five_die() -> None:
-    """All the others get every broadcast in order, and at the end nobody is left behind."""
+    """All others get every broadcast in order, and at the end no connection is left."""
     with own_rung(SCRIPT) as server:
         in_step = asyncio.Semaphore(0)
 
         async def listen(connection: Connection) -> list[int]:
-            """Tells now and then how far it has come: all read, but one thread reads for thirty."""
+            """Report progress from time to time, because one thread reads for thirty clients."""
             heard = []
             for number in range(BROADCASTS):
                 heard.append(json.loads(await connection.receive_str())["id"])
@@ -351,8 +351,8 @@ def test_forty_clients_of_which_five_never_read_and_five_die() -> None:
         assert server.process.errors() == ""
 
 
-def test_an_evicted_connection_is_closed_though_its_client_never_reads() -> None:
-    """Its socket is gone at the server while the client still holds its own end."""
+def test_an_evicted_connection_is_closed_although_its_client_never_reads() -> None:
+    """The server closes its socket while the client keeps its own open."""
     with own_rung(SCRIPT) as server:
 
         async def converse() -> None:
@@ -371,7 +371,7 @@ def test_an_evicted_connection_is_closed_though_its_client_never_reads() -> None
 
 @asynccontextmanager
 async def in_one_write(server: Server, path: str, messages: Iterable[str]) -> AsyncIterator[None]:
-    """A client that sends all that it has to say at once, and reads as fast as it can."""
+    """A client that sends all its messages at once, and reads as fast as it can."""
     reader, writer = await asyncio.open_connection(*server.address)
     writer.write(handshake("ladder", path))
     await reader.readuntil(b"\r\n\r\n")
@@ -391,8 +391,8 @@ async def ids(connection: Connection, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_burst_reaches_everybody_in_order(cached: bool) -> None:
-    """Frames that are there together are taken without a pause, and answered so if they are cached."""
+def test_a_burst_reaches_all_clients_in_order(cached: bool) -> None:
+    """Frames that arrive together are read without a pause, and answered without one if they are cached."""
     with engine_serving(rung) as (engine, server):
 
         async def converse() -> None:
@@ -411,7 +411,7 @@ def test_a_burst_reaches_everybody_in_order(cached: bool) -> None:
         assert engine.managers["predictions"].evicted == 0
 
 
-def test_in_a_flood_only_the_one_who_never_reads_is_dropped_and_told_why(
+def test_in_a_flood_only_the_client_that_never_reads_is_evicted_and_told_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ladder.web.websockets.CLOSE_SECONDS", 60)
@@ -447,7 +447,7 @@ def read_until(connection: socket.socket, wanted: bytes) -> None:
         received = received[-len(wanted) :] + piece
 
 
-def test_an_error_is_for_the_one_who_made_it() -> None:
+def test_an_error_goes_only_to_the_client_that_caused_it() -> None:
     with own_rung(SCRIPT) as server:
 
         async def converse() -> None:
@@ -465,7 +465,7 @@ def test_an_error_is_for_the_one_who_made_it() -> None:
 # The monitor
 
 
-def test_the_monitor_tells_what_is() -> None:
+def test_the_monitor_measures() -> None:
     with own_rung(SCRIPT) as server:
 
         async def converse() -> None:
@@ -492,11 +492,11 @@ def test_the_monitor_tells_what_is() -> None:
 def test_the_rate_counts_more_requests_than_the_latencies_do() -> None:
     meter = Meter()
     for _ in range(30_000):
-        meter.note(0.001)
-    assert meter.figures([], {}, 0).requests_per_second == pytest.approx(30_000, rel=0.2)
+        meter.record(0.001)
+    assert meter.sample([], {}, 0).requests_per_second == pytest.approx(30_000, rel=0.2)
 
 
-def test_whether_it_lives_is_not_counted_as_load() -> None:
+def test_health_checks_do_not_count_as_load() -> None:
     with own_rung(SCRIPT) as server:
         for _ in range(20):
             server.health()
@@ -508,7 +508,7 @@ def test_whether_it_lives_is_not_counted_as_load() -> None:
 
 
 async def collect(client: Client, count: int, last_seen: str = "", do: Any = None) -> list[Event]:
-    """So many events from where one left off; `do` is done once the stream has begun."""
+    """So many events after the last one seen; `do` runs once the stream has started."""
     headers = {"Last-Event-ID": last_seen} if last_seen else {}
     seen = []
     async with client.session.get("/stream/events", headers=headers) as response:
@@ -524,14 +524,14 @@ async def collect(client: Client, count: int, last_seen: str = "", do: Any = Non
 
 
 async def load(client: Client, times: int) -> None:
-    """Something happens, this often; the versions say in which order."""
+    """Cause so many events; their versions show the order."""
     for number in range(times):
         version = "v1" if number % 2 else "v2"
         async with client.session.put(f"/models/digits/versions/{version}") as response:
             assert response.status == 200
 
 
-def test_a_follower_gets_each_event_once_however_often_it_is_cut_off() -> None:
+def test_a_client_gets_each_event_once_however_often_it_disconnects() -> None:
     with engine_serving(rung) as (engine, server):
 
         async def converse() -> None:
@@ -551,7 +551,7 @@ def test_a_follower_gets_each_event_once_however_often_it_is_cut_off() -> None:
         asyncio.run(converse())
 
 
-def test_who_is_cut_off_before_the_first_event_can_come_back_too() -> None:
+def test_a_client_that_is_disconnected_before_the_first_event_can_resume() -> None:
     with engine_serving(rung) as (_, server):
         with server.raw() as connection:
             connection.sendall(b"GET /stream/events HTTP/1.1\r\nhost: l\r\n\r\n")
@@ -570,7 +570,7 @@ def test_who_is_cut_off_before_the_first_event_can_come_back_too() -> None:
         asyncio.run(converse())
 
 
-def test_events_that_are_kept_no_more_are_told_as_a_gap() -> None:
+def test_events_that_are_no_longer_kept_are_reported_as_a_gap() -> None:
     with engine_serving(rung, history=5) as (engine, server):
 
         async def converse() -> None:
@@ -584,15 +584,15 @@ def test_events_that_are_kept_no_more_are_told_as_a_gap() -> None:
         asyncio.run(converse())
 
 
-def test_a_follower_who_is_told_nothing_is_told_that() -> None:
-    """Proxies end connections on which nothing comes."""
+def test_a_silent_event_stream_sends_comments() -> None:
+    """Proxies close silent connections."""
     with engine_serving(rung, ping_seconds=0.1) as (_, server), server.raw() as connection:
         connection.sendall(b"GET /stream/events HTTP/1.1\r\nhost: l\r\n\r\n")
         read_until(connection, b": still here\n\n")
         read_until(connection, b": still here\n\n")
 
 
-def test_a_follower_who_is_being_told_something_does_not_miss_the_end() -> None:
+def test_a_client_that_is_being_sent_an_event_does_not_miss_the_end() -> None:
     async def follow() -> None:
         log = rung.EventLog(5)
         following = log.follow(None)
@@ -608,13 +608,13 @@ def test_a_follower_who_is_being_told_something_does_not_miss_the_end() -> None:
 
 
 @pytest.mark.parametrize("last_seen", ["0badc0de-3", "x", "-", "{run}-99", "{run}-", "{run}--1", "{run}-²"])
-def test_a_number_of_another_life_of_the_server_is_a_gap(last_seen: str) -> None:
+def test_a_number_from_before_a_restart_is_a_gap(last_seen: str) -> None:
     with engine_serving(rung) as (engine, server):
 
         async def converse() -> None:
             async with Client(server.url) as client:
                 await load(client, 2)
-                gap, *rest = await collect(client, 3, last_seen.format(run=engine.log.run))
+                gap, *rest = await collect(client, 3, last_seen.format(run=engine.log.run_id))
                 assert (gap.name, json.loads(gap.data)) == ("gap", {"missed": None})
                 assert [event.id for event in rest] == [engine.log.id(1), engine.log.id(2)]
 
@@ -670,7 +670,7 @@ def test_a_training_learns_and_its_version_is_served() -> None:
         assert right / len(IMAGES) == pytest.approx(told[-1]["accuracy"])
 
 
-def test_a_training_stops_when_its_client_leaves() -> None:
+def test_a_training_stops_when_its_client_disconnects() -> None:
     with engine_serving(rung) as (engine, server):
         with server.raw() as connection:
             connection.sendall(
@@ -689,12 +689,12 @@ def test_a_training_stops_when_its_client_leaves() -> None:
         asyncio.run(eventually(running, lambda now: not now))
         after = engine.trainer.epochs
         assert after < 200
-        training(server, 1)  # waits for the thread; nothing else has run in it meanwhile
+        training(server, 1)  # waits for the thread, in which no further epoch has run
         assert engine.trainer.epochs <= after + 1
         assert list(engine.registry.models["digits"].versions) == ["v1", "v2", "v3"]
 
 
-def test_of_many_trained_versions_the_oldest_go_unless_one_is_the_default() -> None:
+def test_the_oldest_trained_versions_are_unloaded_except_the_default() -> None:
     with engine_serving(rung, max_trained=2) as (engine, server):
         training(server, 1)
         server.request("PUT", "/models/digits/default", b'{"version": "v3"}')
@@ -703,8 +703,8 @@ def test_of_many_trained_versions_the_oldest_go_unless_one_is_the_default() -> N
         assert list(engine.registry.models["digits"].versions) == ["v1", "v2", "v3", "v6", "v7"]
 
 
-def test_a_number_is_given_once() -> None:
-    """What was answered by a version that is gone must not be taken for what its successor says."""
+def test_no_two_versions_have_the_same_number() -> None:
+    """An answer of an unloaded version must not be taken for an answer of a new one."""
     with engine_serving(rung, max_trained=2) as (engine, server):
         training(server, 1)
         told = [server.request("POST", "/predict?version=v3", question().encode()).status]
@@ -726,10 +726,10 @@ def test_pages_of_other_origins_may_not_train(server: RungServer) -> None:
         assert server.request("POST", "/train/stream?epochs=1", b"", Origin=origin).status == 403
 
 
-# And all that rung 10 does
+# Rung 10's web side
 
 
-def test_a_socket_finishes_on_the_version_it_began_with() -> None:
+def test_a_message_is_answered_by_the_version_it_started_with() -> None:
     hold = Hold()
     with engine_serving(rung) as (engine, server):
         watch(engine.predicting, "v1", hold)
@@ -746,7 +746,7 @@ def test_a_socket_finishes_on_the_version_it_began_with() -> None:
         asyncio.run(converse())
 
 
-def test_it_answers_as_rung_06_does(server: RungServer) -> None:
+def test_it_answers_like_rung_10(server: RungServer) -> None:
     answer = server.request("POST", "/predict?version=v2", question().encode()).json()
     assert (answer["prediction"], answer["model_version"]) == (expected("v2", [ROW])[0].prediction, "v2")
     assert server.health()["rung"] == "11"

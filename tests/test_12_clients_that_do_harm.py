@@ -1,4 +1,4 @@
-"""Rung 12 and clients that mean harm, do not read, fall silent, come too often, or ask for too much."""
+"""Rung 12 and clients that attack, do not read, stall, or send too many or too large requests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import psutil
 import pytest
 
 import ladder.files.folder
-from ladder.files.folder import Partial
-from ladder.files.forms import MOST_PARTS
+from ladder.files.forms import MAX_PARTS
 from ladder.files.uploads import Transfer
 from ladder.web.http import PORTION, Stream
 from tests.support import Server, eventually, import_rung, serving
@@ -60,16 +59,16 @@ def engine_over(folders: Path, **settings: Any) -> Any:
 
 @contextmanager
 def serving_from(folders: Path, **settings: Any) -> Iterator[Server]:
-    """A server in this process, of which a test may change a part."""
+    """A server in this process, so that a test can replace a part of it."""
     engine = engine_over(folders, **settings)
     with serving(rung.create_app(engine), engine) as server:
         yield server
 
 
-# Pages of others
+# Pages of other sites
 
 
-def test_no_page_of_others_writes_and_ours_do(own_folders: Path) -> None:
+def test_only_our_own_pages_can_write(own_folders: Path) -> None:
     with started(own_folders) as server:
         ours = f"{server.address[0]}:{server.address[1]}"
         others = ("https://evil.example", "null", "", f"http://{ours}.evil.example", "http://[", "http://x:y")
@@ -85,7 +84,7 @@ def test_no_page_of_others_writes_and_ours_do(own_folders: Path) -> None:
         assert server.request("POST", "/upload/stream", FILE_FORM, **FORM).status == 201  # as curl does
 
 
-def test_a_name_that_somebody_else_has_pointed_here_is_not_answered_to(own_folders: Path) -> None:
+def test_requests_for_an_unknown_host_name_are_refused(own_folders: Path) -> None:
     with started(own_folders) as server:
         port = server.address[1]
         for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "[", "a:b:c"):
@@ -99,7 +98,7 @@ def test_a_name_that_somebody_else_has_pointed_here_is_not_answered_to(own_folde
         assert server.uploaded() == []
 
 
-def test_a_name_can_be_made_known(own_folders: Path) -> None:
+def test_a_host_name_can_be_allowed(own_folders: Path) -> None:
     with started(own_folders, "--hosts", "files.example, Other.example") as server:
 
         def put(host: str, origin: str) -> int:
@@ -111,7 +110,7 @@ def test_a_name_can_be_made_known(own_folders: Path) -> None:
         assert put("evil.example", "https://files.example") == 421
 
 
-def test_the_log_tells_nobody_the_id_of_an_upload(own_folders: Path) -> None:
+def test_the_log_does_not_contain_the_id_of_an_upload(own_folders: Path) -> None:
     with (
         started(own_folders) as server,
         closing(server.connect()) as watcher,
@@ -131,7 +130,7 @@ def test_the_log_tells_nobody_the_id_of_an_upload(own_folders: Path) -> None:
         assert ID not in (server.uploads / ".log").read_text()
 
 
-# Clients that do not read, or not fast
+# Clients that read slowly or not at all
 
 
 def make_large(folders: Path, size: int = 64 * MIB) -> None:
@@ -152,7 +151,7 @@ def test_the_connection_of_a_client_that_never_reads_is_ended(
 
 
 def until_let_go(client: socket.socket) -> None:
-    """Until the other end of a connection, which is in this process too, has been closed."""
+    """Wait until the server, which is in this process too, has closed its end of the connection."""
     ends = (client.getpeername(), client.getsockname())
 
     async def open_here() -> list[tuple[Any, Any]]:
@@ -162,15 +161,15 @@ def until_let_go(client: socket.socket) -> None:
     asyncio.run(eventually(open_here, lambda found: ends not in found))
 
 
-def test_what_is_sent_at_once_does_not_grow_with_what_is_read_at_once(own_folders: Path) -> None:
+def test_the_size_of_a_portion_does_not_grow_with_the_size_of_a_chunk(own_folders: Path) -> None:
     content = os.urandom(3 * MIB + 5)
     (own_folders / "videos" / "large.bin").write_bytes(content)
     app = rung.create_app(engine_over(own_folders, chunk_kib=65536))
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
 
     async def send(message: Any) -> None:
         if body := message.get("body"):
-            pieces.append(bytes(body))
+            chunks.append(bytes(body))
 
     async def ask() -> None:
         path = "/stream-video/large.bin"
@@ -178,11 +177,11 @@ def test_what_is_sent_at_once_does_not_grow_with_what_is_read_at_once(own_folder
         await app({**scope, "query_string": b""}, asyncio.Event().wait, send)
 
     asyncio.run(ask())
-    assert b"".join(pieces) == content
-    assert max(map(len, pieces)) == PORTION
+    assert b"".join(chunks) == content
+    assert max(map(len, chunks)) == PORTION
 
 
-def test_a_player_that_has_paused_for_too_long_goes_on_with_a_range(
+def test_a_player_that_has_paused_for_too_long_resumes_with_a_range(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "send_timeout", 0.05)
@@ -205,7 +204,7 @@ def until_the_end(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(MIB), b""))
 
 
-# What the disk and the system say
+# Errors of the disk and the system
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_only_an_error_about_the_name_means_that_there_is_no_such_file(
         assert server.request("GET", "/stream-video/clip.webm").status == status
 
 
-def test_too_many_open_files_are_a_reason_to_come_back(own_folders: Path) -> None:
+def test_too_many_open_files_are_a_503(own_folders: Path) -> None:
     with started(own_folders) as server, closing(server.connect()) as connection:
         connection.request("GET", "/health")
         connection.getresponse().read()
@@ -238,36 +237,34 @@ def test_too_many_open_files_are_a_reason_to_come_back(own_folders: Path) -> Non
         assert connection.getresponse().read() == CONTENT
 
 
-# Uploads without end
+# Uploads that are too large, stall or never end
 
 
 def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
     field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'.encode()
     with started(own_folders) as server:
-        for number, status in ((MOST_PARTS, 201), (MOST_PARTS + 1, 422)):
+        for number, status in ((MAX_PARTS, 201), (MAX_PARTS + 1, 422)):
             body = field * number + END.removeprefix(b"\r\n")
             answer = server.request("POST", "/upload/stream", body, **FORM)
             assert answer.status == status
-        assert f"at most {MOST_PARTS} parts" in answer.body.decode()
+        assert f"at most {MAX_PARTS} parts" in answer.body.decode()
 
 
 @pytest.mark.parametrize(
     "sent", [b"", form_part("one.bin", b"1", first=True) + b"\r\n--" + BOUNDARY.encode()]
 )
-def test_a_form_that_falls_silent_between_its_files_is_given_up(
+def test_a_form_that_stalls_between_its_files_is_ended(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(FORM_HEAD + sent)
         answer = answer_on(connection)
         assert (answer.status, answer.headers["connection"]) == (408, "close")
 
 
-def test_an_upload_that_falls_silent_is_kept_and_given_up(
-    own_folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 0.1)
+def test_an_upload_that_stalls_is_ended_and_kept(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
     with serving_from(own_folders) as server:
         with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
             assert answer_on(connection).status == 408
@@ -283,20 +280,20 @@ def raw_upload(server: Server, path: str, sent: bytes, size: int) -> socket.sock
     return connection
 
 
-def test_of_three_requests_for_one_upload_the_last_is_believed(
+def test_of_three_requests_for_one_upload_the_last_takes_over(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, opened = threading.Event(), threading.Event()
-    write = Partial.write
+    write = rung.PartialUpload.write
 
-    def write_when_told(partial: Partial, data: bytes) -> None:
+    def write_when_told(partial: Any, chunk: bytes) -> None:
         if not reached.is_set():
             reached.set()
             assert opened.wait(60)
-        write(partial, data)
+        write(partial, chunk)
 
-    monkeypatch.setattr(Partial, "write", write_when_told)
-    monkeypatch.setattr("ladder.files.uploads.PATIENCE", 3600)
+    monkeypatch.setattr(rung.PartialUpload, "write", write_when_told)
+    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 3600)
     interrupted = count_interrupts(monkeypatch)
     path = f"/upload/x.bin?id={ID}"
     with serving_from(own_folders) as server, ExitStack() as stack:
@@ -306,14 +303,14 @@ def test_of_three_requests_for_one_upload_the_last_is_believed(
             interrupted(number)
             assert reached.wait(60)
         first, second, third = connections
-        assert answer_on(second).status == 408  # though the first still holds the file
+        assert answer_on(second).status == 408  # although the first still holds the file
         opened.set()
         assert (answer_on(first).status, answer_on(third).status) == (408, 201)
     assert (own_folders / "uploads" / "x.bin").read_bytes() == b"half"
 
 
 def count_interrupts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Waits until so many requests have come for uploads: each interrupts those before it."""
+    """A function that waits until so many requests have arrived: each interrupts those before it."""
     interrupt, calls = Transfer.interrupt, threading.Semaphore(0)
 
     def counted(transfer: Transfer) -> None:
@@ -332,7 +329,7 @@ def count_interrupts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return wait
 
 
-def test_who_is_refused_is_not_listened_to_any_more(own_folders: Path) -> None:
+def test_a_refused_request_is_not_read_any_further(own_folders: Path) -> None:
     with started(own_folders, "--max-unfinished-mib", "1") as server:
         for path, status in (
             ("/upload/x.bin?id=short", 422),
@@ -350,15 +347,15 @@ def test_who_is_refused_is_not_listened_to_any_more(own_folders: Path) -> None:
         assert server.uploaded() == []
 
 
-def test_unfinished_uploads_have_so_much_room_together(own_folders: Path) -> None:
+def test_the_space_of_all_unfinished_uploads_is_limited(own_folders: Path) -> None:
     content = bytes(600_000)
-    (own_folders / "uploads" / f".{ID}.part").write_bytes(content)  # from before the start
+    (own_folders / "uploads" / f".{ID}.part").write_bytes(content)  # from an earlier run
     with started(own_folders, "--max-unfinished-mib", "1") as server:
         assert server.request("PUT", f"/upload/b.bin?id={OTHER_ID}", content).status == 507
         assert server.uploaded() == [f".{ID}.part"]
         path = f"/upload/a.bin?id={ID}"
         assert server.request("PUT", path, b"end", **{"upload-offset": "600000"}).json()["size"] == 600_003
-        for number in range(3):  # what is finished, or given up, or begun anew, takes no room
+        for number in range(3):  # complete, discarded and restarted uploads count no longer
             assert server.request("PUT", f"/upload/b.bin?id={OTHER_ID}{number}", content).status == 201
             with closing(begin_upload(server, "/upload/c.bin", content, size=MIB)):
                 server.until(receiving=1)
@@ -370,7 +367,7 @@ def test_unfinished_uploads_have_so_much_room_together(own_folders: Path) -> Non
         assert server.request("PUT", "/upload/c.bin", bytes(MIB)).status == 201
 
 
-def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
+def test_uploads_that_no_client_resumes_are_removed_while_the_server_runs(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ladder.files.uploads.SWEEP_SECONDS", 0.02)
@@ -394,11 +391,11 @@ def test_what_nobody_goes_on_with_is_removed_while_the_server_runs(
     assert (uploads / "x.bin").read_bytes() == b"halfrest"
 
 
-# Watchers
+# Clients that watch
 
 
-def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.files.watchers.MOST_WATCHERS", 2)
+def test_the_number_of_watchers_is_limited(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ladder.files.watchers.MAX_WATCHERS", 2)
     with serving_from(own_folders) as server, ExitStack() as stack:
         for path in ("/logs/stream", f"/upload/{ID}/events"):
             watcher = stack.enter_context(closing(server.connect()))
@@ -418,7 +415,7 @@ def test_only_so_many_may_watch(own_folders: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("path", ["/logs/stream?last=0", f"/upload/{ID}/events"])
-def test_watchers_are_told_that_the_connection_lives(
+def test_watchers_get_keep_alive_comments(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr("ladder.files.watchers.KEEP_ALIVE_SECONDS", 0)
@@ -427,7 +424,7 @@ def test_watchers_are_told_that_the_connection_lives(
         assert watcher.getresponse().read(10) == b": alive\n\n:"
 
 
-def test_the_log_goes_on_while_the_disk_of_the_files_hangs(own_folders: Path) -> None:
+def test_the_log_streams_while_the_disk_of_the_files_hangs(own_folders: Path) -> None:
     with (
         started(own_folders, "--slow-disk-ms", "3600000", "--workers", "1") as server,
         closing(server.connect()) as watcher,
@@ -441,18 +438,18 @@ def test_the_log_goes_on_while_the_disk_of_the_files_hangs(own_folders: Path) ->
         assert "/nothing%20here 404" in next(events).data
 
 
-def test_an_upload_is_done_when_its_file_has_its_name_though_its_client_asks_meanwhile(
+def test_an_upload_is_done_once_it_is_renamed_even_if_its_client_asks_for_the_offset(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, opened = threading.Event(), threading.Event()
-    publish = Partial.publish
+    publish = rung.PartialUpload.publish
 
-    def publish_when_told(partial: Partial, name: str) -> Any:
+    def publish_when_told(partial: Any, name: str) -> Any:
         reached.set()
         assert opened.wait(60)
         return publish(partial, name)
 
-    monkeypatch.setattr(Partial, "publish", publish_when_told)
+    monkeypatch.setattr(rung.PartialUpload, "publish", publish_when_told)
     interrupted = count_interrupts(monkeypatch)
     with (
         serving_from(own_folders) as server,

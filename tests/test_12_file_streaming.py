@@ -1,4 +1,4 @@
-"""Rung 12: bytes in and out over HTTP, whole and in parts, by friendly clients and by others."""
+"""Rung 12: files sent and received over HTTP, whole and in parts, by friendly and by hostile clients."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, strategies as st
 from werkzeug.http import parse_options_header
 
-from ladder.files.folder import attachment
+from ladder.cli import DemoOptions, parse
+from ladder.errors import UserError
 from ladder.files.follow import BLOCK, Follower
 from ladder.files.forms import BrokenForm, files_in_form
 from ladder.files.ranges import Unsatisfiable, parse_ranges
+from ladder.files.responses import attachment
+from ladder.lab import file_scenes, naive_files
 from ladder.lab.launch import RungProcess
 from ladder.web.sse import Event, EventParser
-from tests.support import Answer, Server, eventually, one_line, run_rung
+from tests.support import Answer, Server, eventually, import_rung, one_line, run_rung
 
 SCRIPT = "12_file_streaming.py"
 MIB = 2**20
@@ -51,7 +54,7 @@ UNICODE_NAMES = [
 
 @dataclass(frozen=True)
 class FileServer(Server):
-    """A rung 12 with folders of its own, in a folder that it must not leave."""
+    """A rung 12 with its own folders, inside a folder that it must not leave."""
 
     process: RungProcess
     around: Path
@@ -64,16 +67,16 @@ class FileServer(Server):
         return self.request("GET", path, None, **headers)
 
     def uploaded(self) -> list[str]:
-        """Everything that is in the folder of uploads, hidden or not."""
+        """All files in the folder of uploads, hidden or not."""
         return sorted(file.name for file in self.uploads.iterdir() if file.name != ".log")
 
     def status(self, name: str) -> int:
-        """A figure of the process, in bytes."""
+        """A value from the status of the process, in bytes."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0])
 
     def raw_get(self, target: str, method: str = "GET") -> Answer:
-        """Ask for exactly this, which no client would tidy up."""
+        """Send exactly this path: an HTTP client would normalize it."""
         with closing(self.raw()) as connection:
             lines = (f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", "", "")
             connection.sendall("\r\n".join(lines).encode())
@@ -87,7 +90,7 @@ class FileServer(Server):
 
 
 def make_folders(around: Path) -> None:
-    """Files to ask for, and beside them whatever must not be had."""
+    """Files that clients may read, and others that they must not."""
     for name in ("videos/sub", "models", "uploads", "outside"):
         (around / name).mkdir(parents=True)
     (around / "secret.txt").write_bytes(SECRET)
@@ -133,7 +136,7 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(around: Path) -> Iterator[FileServer]:
-    with started(around, "--chunk-kib", "64") as server:
+    with started(around, "--chunk-kib", "64", "--max-upload-mib", "2") as server:
         yield server
 
 
@@ -146,7 +149,7 @@ def own_folders(tmp_path: Path) -> Path:
 # Whole files
 
 
-def test_a_whole_file_and_what_is_said_of_it(server: FileServer) -> None:
+def test_a_whole_file_and_its_headers(server: FileServer) -> None:
     answer = server.get("/stream-video/clip.webm")
     assert (answer.status, answer.body) == (200, CONTENT)
     assert answer.headers["content-length"] == str(len(CONTENT))
@@ -171,7 +174,7 @@ def test_the_media_type(server: FileServer, name: str, media_type: str) -> None:
     assert server.request("HEAD", f"/stream-video/{name}").headers["content-type"] == media_type
 
 
-def test_head_says_what_get_would(server: FileServer) -> None:
+def test_head_has_the_headers_of_get(server: FileServer) -> None:
     got, head = (server.request(method, "/stream-video/clip.webm") for method in ("GET", "HEAD"))
     assert (head.status, head.body) == (200, b"")
     assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
@@ -179,7 +182,7 @@ def test_head_says_what_get_would(server: FileServer) -> None:
     assert server.request("HEAD", "/stream-video/clip.webm", None, range="bytes=0-9").status == 200
 
 
-def test_what_the_client_has_already_is_not_sent_again(server: FileServer) -> None:
+def test_a_file_that_the_client_has_is_not_sent_again(server: FileServer) -> None:
     first = server.get("/stream-video/clip.webm")
     tag, date = first.headers["etag"], first.headers["last-modified"]
     for condition in (
@@ -221,7 +224,7 @@ SIZE = len(CONTENT)
         (f"-{SIZE + 5}", 0, SIZE),
         (f"{SIZE - 1}-", SIZE - 1, SIZE),
         (f"300000-{10 * SIZE}", 300000, SIZE),
-        ("5-9, 999999999-", 5, 10),  # one that is not there does not spoil the other
+        ("5-9, 999999999-", 5, 10),  # a range past the end does not spoil the other
     ],
 )
 def test_a_part(server: FileServer, wanted: str, start: int, stop: int) -> None:
@@ -241,7 +244,7 @@ def test_past_the_end(server: FileServer, wanted: str) -> None:
 @pytest.mark.parametrize("header", ["bytes=9-5", "bytes=", "bytes=a-b", "bytes=--5", "lines=1-2", "0-5",
                                     "bytes=1-2-3", f"bytes=0-{'9' * 5000}", "bytes=²-", "bytes=0-9,5-",
                                     "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 200, 2))])  # fmt: skip
-def test_what_means_nothing_or_costs_too_much_is_ignored(server: FileServer, header: str) -> None:
+def test_a_header_that_is_invalid_or_costs_too_much_is_ignored(server: FileServer, header: str) -> None:
     with closing(server.raw()) as connection:
         head = f"GET /stream-video/clip.webm HTTP/1.1\r\nHost: localhost\r\nRange: {header}\r\n"
         connection.sendall(f"{head}Connection: close\r\n\r\n".encode("latin-1"))
@@ -272,11 +275,11 @@ def test_several_parts(server: FileServer) -> None:
 
 def test_parts_put_together_are_the_file(server: FileServer) -> None:
     borders = [0, *sorted(random.Random(1).sample(range(1, SIZE), 20)), SIZE]
-    pieces = [part(server, f"{one}-{two - 1}").body for one, two in pairwise(borders)]
-    assert hashlib.sha256(b"".join(pieces)).digest() == hashlib.sha256(CONTENT).digest()
+    chunks = [part(server, f"{one}-{two - 1}").body for one, two in pairwise(borders)]
+    assert hashlib.sha256(b"".join(chunks)).digest() == hashlib.sha256(CONTENT).digest()
 
 
-def test_parts_only_of_the_file_that_the_client_has_begun_with(own_folders: Path) -> None:
+def test_if_range_sends_parts_only_of_the_same_file(own_folders: Path) -> None:
     with started(own_folders) as server:
         first = part(server, "0-99")
         tag, date = first.headers["etag"], first.headers["last-modified"]
@@ -293,7 +296,7 @@ def test_parts_only_of_the_file_that_the_client_has_begun_with(own_folders: Path
 
 
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 120)), min_size=1, max_size=4))
-def test_ranges_are_what_was_asked_for(pairs: list[tuple[int, int]]) -> None:
+def test_ranges_are_those_of_the_header(pairs: list[tuple[int, int]]) -> None:
     size = 100
     header = "bytes=" + ",".join(f"{one}-{two}" for one, two in pairs)
     sets = [set(range(one, min(two + 1, size))) for one, two in pairs if one < size]
@@ -308,7 +311,7 @@ def test_ranges_are_what_was_asked_for(pairs: list[tuple[int, int]]) -> None:
         assert [set(part) for part in parse_ranges(header, size) or []] == sets
 
 
-# Whoever asks for what is not theirs
+# Hostile names
 
 HOSTILE = [
     "../secret.txt", "..%2fsecret.txt", "%2e%2e/secret.txt", "%2e%2e%2fsecret.txt", "%2E%2E%2Fsecret.txt",
@@ -324,11 +327,11 @@ HOSTILE = [
     "CLIP.WEBM", "*", "clip.*", "a" * 250, "a" * 5000, "%e2%80%ae", ".log", ".part",
     "|id", "$(id)", "con", "nul",
 ]  # fmt: skip
-"""Every trick that is known for leaving a folder, and some for something else in it."""
+"""Known tricks to leave a folder, and some to reach something in it that is not a plain file."""
 
 
 @pytest.mark.parametrize("prefix", ["/stream-video/", "/download/model/", "/uploads/"])
-def test_nothing_but_the_files_of_the_folder_can_be_had(server: FileServer, prefix: str) -> None:
+def test_only_the_files_of_the_folder_can_be_read(server: FileServer, prefix: str) -> None:
     (server.uploads / ".secret").write_bytes(SECRET)
     for name in [*HOSTILE, ".secret"]:
         for method in ("GET", "HEAD"):
@@ -354,7 +357,7 @@ def test_no_upload_leaves_its_folder(own_folders: Path) -> None:
                 connection.sendall(head.encode() + b"evil")
                 response = http.client.HTTPResponse(connection)
                 response.begin()
-                if response.status == 201:  # a harmless name after all, taken as it stands
+                if response.status == 201:  # a harmless name after all, used as it is
                     (stored,) = {*everything()} - {*before}
                     assert Path(stored).parent == Path("uploads")
                     (own_folders / stored).unlink()
@@ -371,7 +374,7 @@ def test_a_link_in_the_folder_of_uploads_is_replaced_and_not_followed(own_folder
         assert not (server.uploads / "link.txt").is_symlink()
 
 
-# Memory, and a disk that is slow
+# Memory, and a slow disk
 
 
 def test_memory_stays_flat_while_eight_clients_read_a_gigabyte(own_folders: Path) -> None:
@@ -391,12 +394,12 @@ def test_memory_stays_flat_while_eight_clients_read_a_gigabyte(own_folders: Path
 
 
 def stamp(number: int) -> bytes:
-    """The beginning of each MiB of the file; the rest of it are zeros, which take no room on the disk."""
+    """The beginning of each MiB of the file. The rest is zeros, which take no space on the disk."""
     return hashlib.sha256(str(number).encode()).digest()
 
 
 def read_and_check(server: FileServer, numbers: range, everyone: threading.Barrier) -> None:
-    """These MiB of the file, every byte of them, in one request."""
+    """Check every byte of these MiB of the file, read in one request."""
     expected, got = bytearray(MIB), bytearray(MIB)
     with closing(server.connect()) as connection:
         wanted = f"bytes={numbers.start * MIB}-{numbers.stop * MIB - 1}"
@@ -414,38 +417,38 @@ def read_and_check(server: FileServer, numbers: range, everyone: threading.Barri
 
 
 def test_memory_stays_flat_while_a_gigabyte_is_uploaded(own_folders: Path) -> None:
-    piece = random.Random(2).randbytes(MIB)
+    chunk = random.Random(2).randbytes(MIB)
     expected = hashlib.sha256()
     with started(own_folders) as server:
-        server.request("PUT", "/upload/warm.bin", piece)
+        server.request("PUT", "/upload/warm.bin", chunk)
         before = server.status("VmRSS")
 
-        def pieces() -> Iterator[bytes]:
+        def chunks() -> Iterator[bytes]:
             for _ in range(1024):
-                expected.update(piece)
-                yield piece
+                expected.update(chunk)
+                yield chunk
 
-        answer = server.request("PUT", "/upload/large.bin", pieces(), **{"content-length": str(1024 * MIB)})
+        answer = server.request("PUT", "/upload/large.bin", chunks(), **{"content-length": str(1024 * MIB)})
         assert answer.status == 201
         assert (answer.json()["size"], answer.json()["sha256"]) == (1024 * MIB, expected.hexdigest())
         assert server.status("VmHWM") - before < 30 * MIB
 
 
 def test_memory_stays_flat_while_a_form_with_a_large_file_is_uploaded(own_folders: Path) -> None:
-    piece = random.Random(3).randbytes(MIB)
-    expected = hashlib.sha256(piece * 256).hexdigest()
+    chunk = random.Random(3).randbytes(MIB)
+    expected = hashlib.sha256(chunk * 256).hexdigest()
     with started(own_folders) as server:
-        server.request("POST", "/upload/stream", form_part("warm.bin", piece, first=True) + END, **FORM)
+        server.request("POST", "/upload/stream", form_part("warm.bin", chunk, first=True) + END, **FORM)
         before = server.status("VmRSS")
         head = form_part("large.bin", b"", first=True)
         size = len(head) + 256 * MIB + len(END)
-        body = itertools.chain([head], itertools.repeat(piece, 256), [END])
+        body = itertools.chain([head], itertools.repeat(chunk, 256), [END])
         answer = server.request("POST", "/upload/stream", body, **FORM, **{"content-length": str(size)})
         assert [(one["size"], one["sha256"]) for one in answer.json()] == [(256 * MIB, expected)]
         assert server.status("VmHWM") - before < 30 * MIB
 
 
-def test_a_disk_that_hangs_stops_neither_health_nor_the_end(own_folders: Path) -> None:
+def test_a_disk_that_hangs_stops_neither_health_nor_the_shutdown(own_folders: Path) -> None:
     with started(own_folders, "--slow-disk-ms", "3600000", "--workers", "8") as server:
         clients = [server.connect() for _ in range(8)]
         for client in clients:
@@ -457,7 +460,7 @@ def test_a_disk_that_hangs_stops_neither_health_nor_the_end(own_folders: Path) -
             client.close()
 
 
-def test_a_client_that_leaves_is_not_read_for_any_more(server: FileServer) -> None:
+def test_reading_stops_when_the_client_disconnects(server: FileServer) -> None:
     with (server.around / "videos" / "endless.bin").open("wb") as file:
         file.truncate(1024 * MIB)
     with closing(server.raw()) as connection:
@@ -482,7 +485,7 @@ def test_a_file_that_is_replaced_while_it_is_sent_is_sent_as_it_was(own_folders:
         assert server.get("/stream-video/large.bin").body == b"new"
 
 
-def test_a_file_that_is_cut_while_it_is_sent_breaks_off_and_does_not_end_well(own_folders: Path) -> None:
+def test_a_file_that_is_truncated_while_it_is_sent_ends_in_an_error(own_folders: Path) -> None:
     large = own_folders / "videos" / "large.bin"
     large.write_bytes(CONTENT * 100)
     with started(own_folders) as server, closing(server.connect()) as connection:
@@ -494,7 +497,7 @@ def test_a_file_that_is_cut_while_it_is_sent_breaks_off_and_does_not_end_well(ow
         assert server.health()["status"] == "ok"
 
 
-# Saving under any name
+# Downloads under any name
 
 
 def test_a_file_may_have_a_name_that_an_upload_may_not_have(own_folders: Path) -> None:
@@ -520,7 +523,7 @@ def test_a_download_has_its_name(server: FileServer, name: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
-def test_any_name_makes_a_header_of_one_line_that_says_it(name: str) -> None:
+def test_any_name_makes_a_header_of_one_line_that_contains_it(name: str) -> None:
     header = attachment(name)
     assert re.fullmatch(
         r"attachment; filename=\"[\w .()-]+\"; filename\*=UTF-8''[\w%!#$&+.^`|~-]+", header, re.ASCII
@@ -531,12 +534,12 @@ def test_any_name_makes_a_header_of_one_line_that_says_it(name: str) -> None:
 # Uploads
 
 
-def begin_upload(server: FileServer, path: str, *pieces: bytes, size: int, **headers: str) -> socket.socket:
-    """An upload whose end has not been sent yet."""
+def begin_upload(server: FileServer, path: str, *chunks: bytes, size: int, **headers: str) -> socket.socket:
+    """Begin an upload, and do not send its end."""
     connection = server.raw()
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     lines = [f"PUT {path} HTTP/1.1", "Host: localhost", f"Content-Length: {size}", *lines, "", ""]
-    connection.sendall("\r\n".join(lines).encode() + b"".join(pieces))
+    connection.sendall("\r\n".join(lines).encode() + b"".join(chunks))
     return connection
 
 
@@ -563,7 +566,7 @@ def test_an_upload_is_stored_and_hashed(server: FileServer) -> None:
     assert not [name for name in server.uploaded() if name.startswith(".")]
 
 
-def test_an_upload_is_not_to_be_seen_before_it_is_whole_and_leaves_nothing_if_it_breaks(
+def test_an_upload_is_hidden_until_it_is_complete_and_leaves_nothing_if_it_is_interrupted(
     own_folders: Path,
 ) -> None:
     with started(own_folders) as server:
@@ -574,7 +577,7 @@ def test_an_upload_is_not_to_be_seen_before_it_is_whole_and_leaves_nothing_if_it
         assert server.uploaded() == []
 
 
-def test_an_upload_with_an_id_goes_on_where_it_broke_off(own_folders: Path) -> None:
+def test_an_upload_with_an_id_resumes_where_it_was_interrupted(own_folders: Path) -> None:
     path = f"/upload/half.bin?id={ID}"
     with started(own_folders) as server:
         assert offset_of(server) == (0, "?0")
@@ -584,7 +587,7 @@ def test_an_upload_with_an_id_goes_on_where_it_broke_off(own_folders: Path) -> N
         assert server.uploaded() == [f".{ID}.part"]
         wrong = server.request("PUT", path, CONTENT[5:], **{"upload-offset": "5"})
         assert (wrong.status, wrong.headers["upload-offset"]) == (409, "1000")
-    with started(own_folders) as server:  # a server that has been started again knows it too
+    with started(own_folders) as server:  # a restarted server knows it too
         assert offset_of(server) == (1000, "?0")
         answer = server.request("PUT", path, CONTENT[1000:], **{"upload-offset": "1000"})
         assert answer.json()["sha256"] == hashlib.sha256(CONTENT).hexdigest()
@@ -601,7 +604,7 @@ def wait_for_size(server: FileServer, size: int) -> None:
     asyncio.run(eventually(written, lambda got: got == size))
 
 
-def test_a_client_that_comes_back_is_believed_that_its_old_connection_is_dead(own_folders: Path) -> None:
+def test_asking_for_the_offset_ends_the_old_connection(own_folders: Path) -> None:
     path = f"/upload/half.bin?id={ID}"
     with (
         started(own_folders) as server,
@@ -625,7 +628,7 @@ def test_a_new_request_for_the_same_upload_takes_it_over(own_folders: Path) -> N
         assert answer_on(old).status == 408
 
 
-def test_what_is_kept_of_an_upload_is_not_kept_for_ever(own_folders: Path) -> None:
+def test_an_interrupted_upload_is_removed_after_a_time(own_folders: Path) -> None:
     left = own_folders / "uploads" / f".{ID}.part"
     left.write_bytes(b"half")
     with started(own_folders):
@@ -635,7 +638,7 @@ def test_what_is_kept_of_an_upload_is_not_kept_for_ever(own_folders: Path) -> No
         assert not left.exists()
 
 
-def test_too_much_is_refused_before_it_is_sent_and_leaves_nothing(own_folders: Path) -> None:
+def test_a_too_large_upload_is_refused_before_it_is_sent_and_leaves_nothing(own_folders: Path) -> None:
     with started(own_folders, "--max-upload-mib", "1") as server:
         for path, offset in (("/upload/x.bin", "0"), (f"/upload/x.bin?id={ID}", str(MIB))):
             with closing(begin_upload(server, path, size=MIB + 1, upload_offset=offset)) as connection:
@@ -644,7 +647,7 @@ def test_too_much_is_refused_before_it_is_sent_and_leaves_nothing(own_folders: P
         with closing(server.raw()) as connection:
             connection.sendall(b"PUT /upload/x.bin HTTP/1.1\r\nHost: localhost\r\n")
             connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
-            connection.sendall(b"100001\r\n" + bytes(MIB + 1))  # nor the end of this one
+            connection.sendall(b"100001\r\n" + bytes(MIB + 1))  # and of this one not the end
             assert answer_on(connection).status == 413
         assert server.request("PUT", "/upload/x.bin", bytes(MIB)).status == 201
         assert server.uploaded() == ["x.bin"]
@@ -658,7 +661,7 @@ def test_an_id_is_no_path_either(server: FileServer, id: str) -> None:
     assert server.uploaded() == before
 
 
-def test_progress_is_told_to_whoever_watches(own_folders: Path) -> None:
+def test_watchers_see_the_progress(own_folders: Path) -> None:
     with started(own_folders) as server, closing(server.connect()) as watcher:
         watcher.request("GET", f"/upload/{ID}/events")
         events = read_events(watcher)
@@ -674,10 +677,10 @@ def test_progress_is_told_to_whoever_watches(own_folders: Path) -> None:
 
 
 def read_events(connection: http.client.HTTPConnection) -> Iterator[Event]:
-    """The events of a stream that has begun when this returns."""
+    """The events of a stream. When this returns, the stream has begun."""
     response, parser = connection.getresponse(), EventParser()
-    pieces = iter(response.read1, b"")
-    return (event for piece in pieces for event in parser.feed(piece))
+    chunks = iter(response.read1, b"")
+    return (event for chunk in chunks for event in parser.feed(chunk))
 
 
 # Forms
@@ -705,7 +708,7 @@ def test_a_form_with_several_files(server: FileServer) -> None:
     assert (server.uploads / "größe.bin").read_bytes() == CONTENT
 
 
-def test_a_form_is_handled_as_it_arrives(own_folders: Path) -> None:
+def test_the_files_of_a_form_are_stored_as_they_arrive(own_folders: Path) -> None:
     with started(own_folders) as server:
         with closing(server.raw()) as connection:
             connection.sendall(FORM_HEAD)
@@ -740,31 +743,33 @@ def test_a_form_cannot_name_a_path(server: FileServer, name: str) -> None:
         (FORM, f"--{BOUNDARY}\r\nheader: ".encode() + b"a" * 100_000),
     ],
 )
-def test_what_is_no_form_is_refused(server: FileServer, headers: dict[str, str], body: bytes) -> None:
+def test_a_body_that_is_not_a_form_is_refused(
+    server: FileServer, headers: dict[str, str], body: bytes
+) -> None:
     before = server.uploaded()
     assert server.request("POST", "/upload/stream", body, **headers).status == 422
     assert server.uploaded() == before
 
 
 @given(st.data())
-def test_a_form_may_arrive_in_any_pieces(data: st.DataObject) -> None:
+def test_a_form_may_arrive_in_any_chunks(data: st.DataObject) -> None:
     tricky = b"\r\n--front\r\n--frontie\r" + bytes(range(256)) + b"\r\n-"
     body = form_part("a", tricky, first=True) + form_part("b", b"") + END
     borders = data.draw(st.lists(st.integers(0, len(body)), max_size=8).map(sorted))
-    pieces = [body[one:two] for one, two in zip([0, *borders], [*borders, len(body)], strict=True)]
+    chunks = [body[one:two] for one, two in zip([0, *borders], [*borders, len(body)], strict=True)]
 
     async def arriving() -> Any:
-        for piece in pieces:
-            yield piece
+        for chunk in chunks:
+            yield chunk
 
     async def read() -> list[tuple[str, bytes]]:
         parts = files_in_form(FORM["content-type"], arriving())
-        return [(name, b"".join([piece async for piece in content])) async for name, content in parts]
+        return [(name, b"".join([chunk async for chunk in content])) async for name, content in parts]
 
     assert asyncio.run(read()) == [("a", tricky), ("b", b"")]
 
 
-def test_a_form_that_ends_early_is_broken_wherever_it_ends() -> None:
+def test_a_form_that_ends_early_is_refused_wherever_it_ends() -> None:
     body = form_part("a", b"content", first=True) + END.removesuffix(b"--\r\n")
 
     async def read(size: int) -> None:
@@ -780,10 +785,10 @@ def test_a_form_that_ends_early_is_broken_wherever_it_ends() -> None:
             asyncio.run(read(size))
 
 
-# What is made on the fly
+# Generated tables
 
 
-def test_a_table_is_made_while_it_is_sent(server: FileServer) -> None:
+def test_a_table_is_generated_while_it_is_sent(server: FileServer) -> None:
     answer = server.get("/export.csv?rows=20000")
     table = list(csv.reader(io.StringIO(answer.body.decode())))
     assert table[0] == ["row", "question", "answer"]
@@ -798,7 +803,7 @@ def test_a_table_is_made_while_it_is_sent(server: FileServer) -> None:
         assert "content-encoding" not in plain.headers
 
 
-def test_a_table_that_nobody_reads_any_more_is_not_made_any_further(server: FileServer) -> None:
+def test_generating_a_table_stops_when_the_client_disconnects(server: FileServer) -> None:
     for encoding in ("identity", "gzip"):
         with closing(server.connect()) as connection:
             connection.request("GET", "/export.csv?rows=10000000", headers={"accept-encoding": encoding})
@@ -808,13 +813,13 @@ def test_a_table_that_nobody_reads_any_more_is_not_made_any_further(server: File
 
 
 @pytest.mark.parametrize("rows", ["-1", "10000001", "many", "1e3"])
-def test_a_table_of_impossible_length_is_refused(server: FileServer, rows: str) -> None:
+def test_a_table_of_invalid_length_is_refused(server: FileServer, rows: str) -> None:
     answer = server.get(f"/export.csv?rows={rows}")
     assert answer.status == 422
     assert [finding["loc"] for finding in answer.json()["detail"]] == [["query", "rows"]]
 
 
-def test_a_wrong_header_and_a_wrong_part_of_the_path_are_named_as_such(server: FileServer) -> None:
+def test_an_error_names_the_wrong_header_or_part_of_the_path(server: FileServer) -> None:
     header = server.request("PUT", "/upload/new.bin", b"", **{"upload-offset": "-1"})
     upload = server.get("/upload/.hidden/events")
     name = server.request("PUT", "/upload/.hidden", b"x")
@@ -828,7 +833,7 @@ def test_a_wrong_header_and_a_wrong_part_of_the_path_are_named_as_such(server: F
 # Logs
 
 
-def test_the_log_is_followed_and_tells_no_queries(server: FileServer) -> None:
+def test_the_log_is_followed_and_contains_no_queries(server: FileServer) -> None:
     with closing(server.connect()) as connection:
         connection.request("GET", "/logs/stream?last=0")
         events = read_events(connection)
@@ -839,7 +844,7 @@ def test_the_log_is_followed_and_tells_no_queries(server: FileServer) -> None:
         assert re.search(r" GET /stream-video/a%0d%0ab 404 25 B \d+ ms$", next(events).data)
 
 
-def test_following_goes_on_when_the_servers_log_is_rotated(own_folders: Path) -> None:
+def test_following_continues_when_the_log_of_the_server_is_rotated(own_folders: Path) -> None:
     with started(own_folders) as server, closing(server.connect()) as connection:
         connection.request("GET", "/logs/stream?last=0")
         events = read_events(connection)
@@ -850,7 +855,7 @@ def test_following_goes_on_when_the_servers_log_is_rotated(own_folders: Path) ->
 
 
 def lines_of(follower: Follower) -> list[str]:
-    """Ask until there is nothing new, and once more: another file may have taken the name."""
+    """Read until nothing is new, and once more: another file may have taken the name."""
     lines: list[str] = []
     for _ in range(3):
         while new := follower.read():
@@ -887,7 +892,7 @@ def truncate(log: Path) -> None:
 
 
 @pytest.mark.parametrize("clear", [rename, truncate, Path.unlink])
-def test_following_goes_on_in_a_new_file(log: Path, clear: Callable[[Path], None]) -> None:
+def test_following_continues_in_a_new_file(log: Path, clear: Callable[[Path], None]) -> None:
     write(log, "a long line of the old file\n")
     with closing(Follower(log)) as follower:
         for number in range(3):
@@ -918,6 +923,61 @@ def test_a_log_may_come_later_and_its_lines_may_be_of_any_length(log: Path) -> N
         assert all(len(line) <= 2 * BLOCK for line in lines)
 
 
+# The demo
+
+
+class NeverReady:
+    """Notes the commands of servers instead of starting them."""
+
+    commands: ClassVar[list[list[str]]] = []
+    pid = 0
+
+    def __init__(self, *command: str) -> None:
+        self.commands.append([*command])
+
+    def wait_ready(self) -> str:
+        raise UserError("this one is never ready")
+
+    def close(self) -> None:
+        pass
+
+
+def test_flags_beside_demo_reach_every_server_that_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rung = import_rung(SCRIPT)
+    monkeypatch.setattr(file_scenes, "ServerProcess", NeverReady)
+    monkeypatch.setattr(NeverReady, "commands", [])
+    flags = ["--workers", "3", "--hosts", "files.example", "--slow-disk-ms", "7", "--chunk-kib", "9"]
+    config, options = parse(rung.Config, rung.__doc__, ["--demo", "--json", "--port", "1", *flags])
+    assert options
+    with pytest.raises(UserError):
+        rung.demo(config, options)
+
+    naive = [command[2:] for command in NeverReady.commands if command[:2] == ["-m", naive_files.__name__]]
+    ours = [command[1:] for command in NeverReady.commands if command[0] == SCRIPT]
+    assert len(naive) + len(ours) == len(NeverReady.commands)
+    naive_configs = [parse(naive_files.Config, "", command)[0] for command in naive]
+    our_configs = [parse(rung.Config, "", command)[0] for command in ours]
+    for started in our_configs:
+        assert (started.port, started.workers, started.hosts) == (0, 3, "files.example")
+        assert started.uploads == started.videos
+    # What the demo compares, it sets itself. The given delay is that of the simulated slow disk.
+    compared = [(8, 0), (64, 0), (256, 0), (1024, 0), (8, 7)]
+    assert [(started.chunk_kib, started.slow_disk_ms) for started in our_configs] == compared
+    assert [started.slow_disk_ms for started in naive_configs] == [0, 0, 0, 0, 7]
+
+
+def test_every_flag_of_the_naive_server_too_is_passed_on_unless_the_demo_sets_it() -> None:
+    way = file_scenes.naive("blocking", "/blocking/")
+    given = DemoOptions(given={"slow_disk_ms": 7, "folder": "elsewhere", "workers": 3, "port": 1})
+    config, _ = parse(naive_files.Config, "", way.command("here", given)[2:])
+    assert config == naive_files.Config(port=0, folder="here", slow_disk_ms=7)
+
+
+def test_a_demo_whose_upload_is_refused_says_so_in_one_line(server: FileServer) -> None:
+    with pytest.raises(UserError, match="an upload of 3 MiB was refused with status 413"):
+        file_scenes.send(server.url, 3 * MIB)
+
+
 # The rung itself
 
 
@@ -932,7 +992,7 @@ def test_a_rung_without_a_model_starts_without_torch() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--videos", "--models"])
-def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path, flag: str) -> None:
+def test_a_missing_folder_is_reported_in_one_line(tmp_path: Path, flag: str) -> None:
     done = run_rung(SCRIPT, "--port", "0", "--uploads", str(tmp_path), flag, str(tmp_path / "none"))
     assert done.returncode == 1
     assert "there is no folder" in one_line(done.stderr)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, WebSocket, expect
 
+from ladder.predict.experiment import arm_of
 from tests.browsing import NARROW, WIDE, Open, Ready, assert_accessible
 from tests.predicting import engine_serving, watch
 from tests.support import import_rung, own_rung
@@ -158,7 +159,7 @@ def test_a_users_request_is_part_of_the_experiment(open_page: Open) -> None:
         user = "<b>Ödön</b>"
         page.get_by_label("User").fill(user)
         predict.click()
-        arm = rung_10.arm_of(user, engine.config)
+        arm = arm_of(user, engine.config)
         expect(page.locator("#arm")).to_have_text(
             f"{arm} is {user}'s version. It predicts 3. Which digit is it?"
         )
@@ -166,12 +167,12 @@ def test_a_users_request_is_part_of_the_experiment(open_page: Open) -> None:
         report = page.locator("#report tr", has_text=arm)
         expect(report.locator("td").nth(0)).to_have_text("1")
         expect(report.locator("td").nth(1)).to_have_text("1")
-        assert engine.books.arms[arm].labelled == 1
+        assert engine.experiment.arms[arm].labelled == 1
 
 
 def test_the_experiment_status_is_correct_after_a_version_is_unloaded(open_page: Open) -> None:
     with engine_serving(rung_10) as (engine, server):
-        assert rung_10.arm_of("ada", engine.config) == "v2"
+        assert arm_of("ada", engine.config) == "v2"
         page = open_page(server)
         arm, predict = page.locator("#arm"), page.get_by_role("button", name="Predict the drawing")
         page.get_by_role("button", name="A handwritten 7").click()

@@ -1,4 +1,4 @@
-"""The Range header of HTTP (RFC 9110, section 14): which bytes are asked for, and how several are sent."""
+"""HTTP's Range header (RFC 9110, section 14): which bytes a client wants, and how several ranges are sent."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import secrets
 from collections.abc import Sequence
 from itertools import pairwise
 
-MOST_RANGES = 16
-"""A player asks for one, a document viewer for a few. Whoever asks for more gets the whole file."""
+MAX_RANGES = 16
+"""A player asks for one, a document viewer for a few. A client that asks for more gets the whole file."""
 
 PART = re.compile(r"(\d*)-(\d*)", re.ASCII)
-LONGEST_NUMBER = 18
+MAX_DIGITS = 18
 
 
 class Unsatisfiable(Exception):
-    """Every range that was asked for begins past the end: 416."""
+    """Every range of the request begins past the end of the file: 416."""
 
 
 def parse_ranges(header: str, size: int) -> list[range] | None:
-    """The wanted parts of a file; None when the header is to be ignored, so that the whole file is sent.
+    """The ranges of a file that a client wants; None if the header is ignored and the whole file is sent.
 
-    A header that means nothing must be ignored, because its meaning may yet be invented. So are headers
-    that ask for the same bytes again and again, which would make a small request into a huge answer.
+    HTTP says that a server ignores a header that it does not understand. This one also ignores a header whose
+    ranges overlap: it would turn a small request into a very large response.
     """
     unit, _, parts = header.partition("=")
     if unit.strip().lower() != "bytes":
@@ -30,7 +30,7 @@ def parse_ranges(header: str, size: int) -> list[range] | None:
     ranges = []
     for part in parts.split(","):
         match = PART.fullmatch(part.strip())
-        if match is None or max(map(len, match.groups())) > LONGEST_NUMBER:
+        if match is None or max(map(len, match.groups())) > MAX_DIGITS:
             return None
         first, last = match.groups()
         if first and last and int(last) < int(first):
@@ -38,7 +38,7 @@ def parse_ranges(header: str, size: int) -> list[range] | None:
         if first:
             wanted = range(int(first), min(int(last) + 1, size) if last else size)
         elif last:
-            wanted = range(max(size - int(last), 0), size)  # the last so many bytes
+            wanted = range(max(size - int(last), 0), size)  # that many bytes at the end
         else:
             return None
         if wanted:
@@ -47,7 +47,7 @@ def parse_ranges(header: str, size: int) -> list[range] | None:
         raise Unsatisfiable
     ascending = sorted(ranges, key=lambda one: one.start)
     overlap = any(later.start < earlier.stop for earlier, later in pairwise(ascending))
-    return None if overlap or len(ranges) > MOST_RANGES else ranges
+    return None if overlap or len(ranges) > MAX_RANGES else ranges
 
 
 def content_range(part: range, size: int) -> str:
@@ -55,15 +55,15 @@ def content_range(part: range, size: int) -> str:
 
 
 def multipart(ranges: Sequence[range], size: int, media_type: str) -> tuple[str, list[bytes | range]]:
-    """Several ranges in one answer: its media type, and what it consists of."""
+    """Several ranges in one response: its media type, and the parts of its body."""
     boundary = secrets.token_hex(16)
-    pieces: list[bytes | range] = []
-    for part in ranges:
+    parts: list[bytes | range] = []
+    for one in ranges:
         lines = (
             f"--{boundary}",
             f"Content-Type: {media_type}",
-            f"Content-Range: {content_range(part, size)}",
+            f"Content-Range: {content_range(one, size)}",
         )
-        pieces += ["\r\n".join([*lines, "", ""]).encode(), part, b"\r\n"]
-    pieces.append(f"--{boundary}--\r\n".encode())
-    return f"multipart/byteranges; boundary={boundary}", pieces
+        parts += ["\r\n".join([*lines, "", ""]).encode(), one, b"\r\n"]
+    parts.append(f"--{boundary}--\r\n".encode())
+    return f"multipart/byteranges; boundary={boundary}", parts

@@ -1,4 +1,4 @@
-"""Uploads as their clients and watchers see them: how far they are, where to go on, how they ended."""
+"""The state of uploads, for their clients and watchers: how much has arrived, and how each upload ended."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import anyio
-from fastapi import HTTPException, Path, Query, Request
+from fastapi import FastAPI, Path, Query
 from fastapi.sse import format_sse_event
 
-from ladder.files.folder import Folder, Stored
+from ladder.files.bodies import UploadInterrupted
+from ladder.files.folder import Folder, InWorker, Stored
+from ladder.files.watchers import Watchers
 from ladder.log import log_failure
-
-PATIENCE = 60.0
-"""Seconds without a byte, after which an upload counts as broken off."""
+from ladder.web.http import EventStream
 
 PROGRESS_INTERVAL = 0.1
-"""As often as a progress bar can show; a gigabyte of small pieces makes no more events than that."""
+"""Seconds between two progress events, at least: a progress bar needs no more of them."""
+
+WATCH_TIMEOUT = 60.0
+"""Seconds that a client may watch an id before its upload begins."""
 
 SWEEP_SECONDS = 60.0
-"""How often the folder is searched for uploads that nobody goes on with."""
+"""Seconds between two searches of the folder for uploads that no client has resumed."""
 
 ID = r"^[A-Za-z0-9_-]{8,64}$"
 GivenId = Annotated[
@@ -35,13 +38,6 @@ GivenId = Annotated[
 KnownId = Annotated[str, Path(pattern=ID)]
 
 State = Literal["receiving", "interrupted", "failed", "done"]
-
-
-class BrokenOff(HTTPException):
-    """The bytes have stopped coming, or the same upload goes on in another connection."""
-
-    def __init__(self) -> None:
-        super().__init__(408, "the upload was broken off")
 
 
 @dataclass(eq=False)
@@ -56,83 +52,85 @@ class Transfer:
     state: State = "receiving"
     stored: Stored | None = None
     touched: float = field(default_factory=time.monotonic)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one request that writes."""
     _scopes: list[anyio.CancelScope] = field(default_factory=list)
-    """Of every request that writes or waits for its turn."""
+    """Of each request that writes, or waits until it may write."""
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncGenerator[None]:
+        """Wait until no other request writes. `interrupt` ends the block, and the waiting too."""
+        with anyio.CancelScope() as scope:
+            self._scopes.append(scope)
+            try:
+                async with self.lock:
+                    yield
+            finally:
+                self._scopes.remove(scope)
+        if scope.cancelled_caught:
+            raise UploadInterrupted
+
+    def interrupt(self) -> None:
+        """End all requests that send this upload.
+
+        A client that sends a new one has lost the old connections, even if the server does not know it yet.
+        """
+        for scope in self._scopes:
+            scope.cancel()
 
     def begin(self, offset: int) -> None:
         self.state, self.received, self.stored = "receiving", offset, None
         self.touched = time.monotonic()
 
-    @asynccontextmanager
-    async def in_turn(self) -> AsyncGenerator[None]:
-        """Waits until no other request writes. `interrupt` ends the block, and the waiting too."""
-        with anyio.CancelScope() as scope:
-            self._scopes.append(scope)
-            try:
-                async with self.turn:
-                    yield
-            finally:
-                self._scopes.remove(scope)
-        if scope.cancelled_caught:
-            raise BrokenOff
-
-    def arrived(self, size: int) -> None:
+    def advance(self, size: int) -> None:
         self.received += size
         self.touched = time.monotonic()
 
-    def interrupt(self) -> None:
-        """A client that comes back is believed: its old connections are dead, though nobody has told us."""
-        for scope in self._scopes:
-            scope.cancel()
-
-    def completed(self, stored: Stored) -> Stored:
+    def complete(self, stored: Stored) -> None:
         self.state, self.stored = "done", stored
-        return stored
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         status = {"name": self.name, "state": self.state, "received": self.received, "total": self.total}
         return status | (asdict(self.stored) if self.stored else {})
 
 
 class Transfers:
-    """Uploads by their ids: those under way, and those that can be resumed."""
+    """Uploads by their ids: those in flight, and those that can be resumed."""
 
-    def __init__(self, folder: Folder, keep_seconds: float, in_worker: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, folder: Folder, keep_seconds: float, in_worker: InWorker) -> None:
         self._folder = folder
         self._keep_seconds = keep_seconds
         self._in_worker = in_worker
         self._known: dict[str, Transfer] = {}
 
-    def enter(self, name: str, id: str | None = None, total: int | None = None) -> Transfer:
-        """A new upload, or one that goes on, for which its old connection is given up."""
-        self._forget()
+    def register(self, name: str, id: str | None = None, total: int | None = None) -> Transfer:
+        """The upload that a request sends: a new one, or one that it takes over from earlier requests."""
+        self._forget_ended()
         new = Transfer(name) if id is None else Transfer(name, id, resumable=True)
         transfer = self._known.setdefault(new.id, new)
         transfer.interrupt()
         transfer.name, transfer.total, transfer.touched = name, total, time.monotonic()
         return transfer
 
-    async def settled(self, id: str) -> Stored | None:
-        """Give up the connection that an upload came by; say whether all of it had arrived."""
+    async def interrupt(self, id: str) -> Stored | None:
+        """End the request that sends an upload. If the upload was complete by then, return its file."""
         if id not in self._known:
             return None
         transfer = self._known[id]
         transfer.interrupt()
-        async with transfer.turn:
+        async with transfer.lock:
             return transfer.stored
 
     async def events(self, id: str) -> AsyncGenerator[bytes]:
-        """How far an upload is, until it is done or has failed; nothing while that has not changed.
+        """The progress of an upload until it is done or has failed, and empty bytes while it does not change.
 
-        It may be asked for before the upload begins, so that nothing of it is missed.
+        A client may watch before the upload begins, so that it misses nothing.
         """
-        shown: dict[str, Any] = {}
+        shown: dict[str, object] = {}
         waiting_since = time.monotonic()
         while True:
             transfer = self._known.get(id)
-            if transfer is None and time.monotonic() - waiting_since > PATIENCE:
+            if transfer is None and time.monotonic() - waiting_since > WATCH_TIMEOUT:
                 return
             if transfer and (status := transfer.status()) != shown:
                 shown = status
@@ -145,15 +143,15 @@ class Transfers:
 
     @asynccontextmanager
     async def sweeping(self, _app: object) -> AsyncGenerator[None]:
-        """While the server runs, what nobody has resumed for too long is removed."""
+        """While the server runs, remove uploads that no client has resumed for too long."""
 
-        async def again_and_again() -> None:
+        async def sweep_repeatedly() -> None:
             while True:
                 await asyncio.sleep(SWEEP_SECONDS)
                 await self.sweep()
 
         await self.sweep()
-        task = asyncio.create_task(again_and_again())
+        task = asyncio.create_task(sweep_repeatedly())
         yield
         task.cancel()
 
@@ -161,54 +159,27 @@ class Transfers:
         try:
             for old in await self._in_worker(self._folder.unfinished, self._keep_seconds):
                 transfer = self._known.setdefault(old, Transfer("", old, resumable=True, touched=-math.inf))
-                if not transfer.turn.locked():
-                    async with transfer.turn:  # whoever comes back in this moment waits, and finds nothing
-                        await self._in_worker(self._folder.forget, old, self._keep_seconds)
+                if not transfer.lock.locked():
+                    async with transfer.lock:  # a client that resumes it now waits, and finds nothing
+                        await self._in_worker(self._folder.remove_stale, old, self._keep_seconds)
         except OSError as error:
             log_failure(error)
-        self._forget()
+        self._forget_ended()
 
     def stop(self) -> None:
         for transfer in self._known.values():
             transfer.interrupt()
 
-    def _forget(self) -> None:
-        """What has come to its end, or has rested for longer than its bytes are kept."""
+    def _forget_ended(self) -> None:
+        """Forget uploads that cannot be resumed, or not any more."""
         oldest = time.monotonic() - self._keep_seconds
-        for one in [*self._known.values()]:
-            if not one.turn.locked() and (one.touched < oldest or not one.resumable):
-                del self._known[one.id]
+        for transfer in [*self._known.values()]:
+            if not transfer.lock.locked() and (transfer.touched < oldest or not transfer.resumable):
+                del self._known[transfer.id]
 
 
-def announced(request: Request, offset: int = 0) -> int | None:
-    """How large the file will be when this request has ended, if the client has said so."""
-    length = request.headers.get("content-length")
-    return offset + int(length) if length else None
-
-
-def body_of(request: Request, limit: int, offset: int = 0) -> AsyncGenerator[bytes]:
-    """What a client sends, up to the limit, as long as it keeps coming. What is announced as too large is
-    not even begun."""
-    too_large = HTTPException(413, f"at most {limit} bytes are taken")
-    if (announced(request, offset) or offset) > limit:
-        raise too_large
-
-    async def bounded() -> AsyncGenerator[bytes]:
-        size = offset
-        pieces = request.stream()
-        while (piece := await in_time(anext(pieces, None))) is not None:
-            size += len(piece)
-            if size > limit:
-                raise too_large
-            if piece:
-                yield piece
-
-    return bounded()
-
-
-async def in_time(piece: Awaitable[bytes | None]) -> bytes | None:
-    try:
-        with anyio.fail_after(PATIENCE):
-            return await piece
-    except TimeoutError:
-        raise BrokenOff from None
+def add_progress(app: FastAPI, transfers: Transfers, watchers: Watchers) -> None:
+    @app.get("/upload/{id}/events")
+    async def progress(id: KnownId) -> EventStream:
+        """The progress of an upload, as server-sent events."""
+        return watchers.stream(transfers.events(id))

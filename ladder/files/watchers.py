@@ -1,4 +1,4 @@
-"""Those who watch something that goes on: so many at a time, and each told that the connection lives."""
+"""Clients that watch a log or an upload: how many there may be, and keep-alive comments for each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fastapi.sse import format_sse_event
 from ladder.errors import Unavailable
 from ladder.web.http import EventStream
 
-MOST_WATCHERS = 64
+MAX_WATCHERS = 64
 KEEP_ALIVE_SECONDS = 15.0
-"""A proxy gives up a connection on which nothing comes; the usual time is a minute."""
+"""Proxies close a connection that is silent for too long, usually after a minute."""
 
 ALIVE = format_sse_event(comment="alive")
 
 
 class TooManyWatchers(Unavailable):
     def __init__(self) -> None:
-        super().__init__("too many are watching; try again in a while")
+        super().__init__("too many clients are watching; try again later")
 
 
 class Watchers:
@@ -28,28 +28,33 @@ class Watchers:
         self.number = 0
         self.stopping = False
 
-    def stream(self, looks: AsyncGenerator[bytes], over: Callable[[], None] = lambda: None) -> EventStream:
-        """Each look gives events, or nothing if there is nothing new; `over` is called in any case."""
-        if self.number >= MOST_WATCHERS:
-            over()
+    def stream(
+        self, polls: AsyncGenerator[bytes], on_close: Callable[[], None] = lambda: None
+    ) -> EventStream:
+        """Send what each poll returns: events, or nothing if nothing is new.
+
+        `on_close` is called in any case, even if this client is one too many.
+        """
+        if self.number >= MAX_WATCHERS:
+            on_close()
             raise TooManyWatchers
 
-        def left() -> None:
+        def stop_watching() -> None:
             self.number -= 1
-            over()
+            on_close()
 
         self.number += 1
-        return EventStream(self._news(looks), left)
+        return EventStream(self._events(polls), stop_watching)
 
-    async def _news(self, looks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-        told = time.monotonic()
-        async with aclosing(looks):
-            async for news in looks:
+    async def _events(self, polls: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        last_sent = time.monotonic()
+        async with aclosing(polls):
+            async for events in polls:
                 if self.stopping:
                     return
-                if news or time.monotonic() - told >= KEEP_ALIVE_SECONDS:
-                    yield news or ALIVE
-                    told = time.monotonic()
+                if events or time.monotonic() - last_sent >= KEEP_ALIVE_SECONDS:
+                    yield events or ALIVE
+                    last_sent = time.monotonic()
 
     def stop(self) -> None:
         self.stopping = True

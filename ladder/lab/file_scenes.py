@@ -1,4 +1,4 @@
-"""What rung 12's demo lets happen: the same files, sent and taken by servers that go about it differently."""
+"""What rung 12's demo compares: the same files, sent and received by servers that read them differently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -15,63 +15,80 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from ladder.cli import DemoOptions, ListenConfig
+from ladder.errors import UserError
+from ladder.lab import naive_files
 from ladder.lab.client import Client, clock
 from ladder.lab.launch import ServerProcess, undisturbed
 from ladder.lab.plots import plot_bars
 from ladder.lab.scenes import Figures
-from ladder.lab.show import Show
+from ladder.lab.show import Contender, Show
 from ladder.stats import median
 
 MIB = 2**20
 CLIENTS = 8
 LARGE = 16 * MIB
 SLOW_DISK_MS = 50
+"""Added to each read on the simulated slow disk, unless another --slow-disk-ms is given."""
 SLOW_READS = 4
-SMALLEST_PIECE = 8 * 1024
+SMALLEST_CHUNK = 8 * 1024
 
 ROWS = {
     "first_byte_ms": "first byte",
     "mib_per_second": f"{CLIENTS} clients, MiB/s",
-    "memory_mib": f"{CLIENTS} clients, more MiB",
+    "memory_mib": f"{CLIENTS} clients, extra MiB",
     "upload_mib_per_second": "upload, MiB/s",
-    "upload_memory_mib": "upload, more MiB",
-    "slow_done_ms": f"slow disk, {CLIENTS} clients done",
-    "slow_health_ms": "worst /health meanwhile",
+    "upload_memory_mib": "upload, extra MiB",
+    "slow_done_ms": f"simulated slow disk, {CLIENTS} clients",
+    "slow_health_ms": "worst /health",
 }
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A server: how it is started with a folder of files, and where it has them."""
+class Way:
+    """One way to send files: the server that does it, and the path at which it sends them."""
 
     name: str
-    command: Callable[[str], tuple[str, ...]]
+    server: Contender
+    folder_flags: tuple[str, ...]
     path: str
 
-
-def naive(name: str, path: str, *flags: str) -> Contender:
-    command = ("-m", "ladder.lab.naive_files", "--port", "0", *flags)
-    return Contender(name, lambda folder: (*command, "--folder", folder), path)
-
-
-def rung(piece_kib: int, *flags: str) -> Contender:
-    name = f"12, {piece_kib} KiB" if piece_kib < 1024 else f"12, {piece_kib // 1024} MiB"
-    command = ("12_file_streaming.py", "--port", "0", "--chunk-kib", str(piece_kib), *flags)
-    return Contender(
-        name, lambda folder: (*command, "--videos", folder, "--uploads", folder), "/stream-video/"
-    )
+    def command(self, folder: str, options: DemoOptions) -> list[str]:
+        """With the flags that were given beside --demo, except that the files are those of the demo."""
+        program = [self.server.script] if self.server.script.endswith(".py") else ["-m", self.server.script]
+        folders = [word for flag in self.folder_flags for word in (flag, folder)]
+        return [*program, "--port", "0", *self.server.flags(options), *folders]
 
 
-CONTENDERS = (
-    naive("read all", "/read-all/"),
-    naive("blocking, 8 KiB", "/blocking/"),
-    naive("FileResponse, 64 KiB", "/file-response/"),
-    naive("FileResponse, 1 MiB", "/larger-pieces/"),
-    *(rung(piece_kib) for piece_kib in (8, 64, 256, 1024)),
-)
+def naive(name: str, path: str, *flags: str) -> Way:
+    return Way(name, Contender(naive_files.__name__, naive_files.Config, *flags), ("--folder",), path)
+
+
+def rung(known: type[ListenConfig], chunk_kib: int, *flags: str) -> Way:
+    name = f"12, {chunk_kib} KiB" if chunk_kib < 1024 else f"12, {chunk_kib // 1024} MiB"
+    server = Contender("12_file_streaming.py", known, "--chunk-kib", str(chunk_kib), *flags)
+    return Way(name, server, ("--videos", "--uploads"), "/stream-video/")
+
+
+def ways_to_send(known: type[ListenConfig]) -> list[Way]:
+    """On the disk as it is."""
+    fast = ("--slow-disk-ms", "0")
+    return [
+        naive("read all", "/read-all/", *fast),
+        naive("blocking, 8 KiB", "/blocking/", *fast),
+        naive("FileResponse, 64 KiB", "/file-response/", *fast),
+        naive("FileResponse, 1 MiB", "/larger-chunks/", *fast),
+        *(rung(known, chunk_kib, *fast) for chunk_kib in (8, 64, 256, 1024)),
+    ]
+
+
 UPLOADS = ("read all", "12, 256 KiB")
-SLOW = ("--slow-disk-ms", str(SLOW_DISK_MS))
-ON_SLOW_DISK = (naive("blocking, 8 KiB", "/blocking/", *SLOW), rung(8, *SLOW))
+
+
+def ways_on_slow_disk(known: type[ListenConfig], slow_disk_ms: int = SLOW_DISK_MS) -> list[Way]:
+    """On a simulated slow disk: the servers wait so long before each read."""
+    slow = ("--slow-disk-ms", str(slow_disk_ms))
+    return [naive("blocking, 8 KiB", "/blocking/", *slow), rung(known, 8, *slow)]
 
 
 @dataclass(frozen=True)
@@ -83,22 +100,22 @@ class Running:
 
 
 @contextmanager
-def running(folder: str, *contenders: Contender) -> Iterator[list[Running]]:
-    """They start side by side, which takes half the time, and are all ready before one is measured."""
+def running(folder: str, *ways: Way, options: DemoOptions | None = None) -> Iterator[list[Running]]:
+    """Start the servers side by side, which takes half the time. All are ready before one is measured."""
     with ExitStack() as servers:
         processes = []
-        for contender in contenders:
+        for way in ways:
             with undisturbed():
-                process = ServerProcess(*contender.command(folder))
+                process = ServerProcess(*way.command(folder, options or DemoOptions()))
             processes.append(servers.enter_context(closing(process)))
         yield [
-            Running(contender.name, process.wait_ready(), contender.path, psutil.Process(process.pid))
-            for contender, process in zip(contenders, processes, strict=True)
+            Running(way.name, process.wait_ready(), way.path, psutil.Process(process.pid))
+            for way, process in zip(ways, processes, strict=True)
         ]
 
 
 def fetch(url: str, path: str, whole: bool = True) -> float:
-    """Seconds to the first byte; the others are read as fast as Python can, if they are wanted."""
+    """Seconds to the first byte. If the whole file is wanted, the rest is read as fast as Python can."""
     buffer = bytearray(MIB)
     address = urlsplit(url)
     started = clock()
@@ -113,24 +130,26 @@ def fetch(url: str, path: str, whole: bool = True) -> float:
 
 
 def send(url: str, size: int) -> None:
+    """Upload a file of so many bytes."""
     address = urlsplit(url)
-    piece = bytes(MIB)
+    chunk = bytes(MIB)
     with closing(http.client.HTTPConnection(str(address.hostname), address.port)) as connection:
-        connection.request("PUT", "/upload/sent.bin", (piece for _ in range(size // MIB)),
+        connection.request("PUT", "/upload/sent.bin", (chunk for _ in range(size // MIB)),
                            {"Content-Length": str(size)})  # fmt: skip
-        if connection.getresponse().status >= 300:
-            raise RuntimeError("the upload was refused")
+        response = connection.getresponse()
+        if response.status >= 300:
+            raise UserError(f"an upload of {size // MIB} MiB was refused with status {response.status}")
 
 
 @contextmanager
 def watching_memory(process: psutil.Process) -> Iterator[list[int]]:
-    """The most that the process has had more than at the beginning, in bytes, once the block has ended."""
+    """The most extra memory that the process takes during the block, in bytes."""
     before = process.memory_info().rss
-    over = threading.Event()
+    ended = threading.Event()
     most = [0]
 
     def watch() -> None:
-        while not over.wait(0.005):
+        while not ended.wait(0.005):
             most[0] = max(most[0], process.memory_info().rss - before)
 
     watcher = threading.Thread(target=watch)
@@ -138,19 +157,19 @@ def watching_memory(process: psutil.Process) -> Iterator[list[int]]:
     try:
         yield most
     finally:
-        over.set()
+        ended.set()
         watcher.join()
 
 
 def together(url: str, path: str) -> float:
-    """Seconds until all of the clients that come at once have the whole file."""
+    """Seconds until each of the clients, which all ask at the same time, has the whole file."""
     started = clock()
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(lambda _: fetch(url, path), range(CLIENTS)))
     return clock() - started
 
 
-def sending(server: Running) -> Figures:
+def on_fast_disk(server: Running) -> Figures:
     url, path = server.url, f"{server.path}large.bin"
     fetch(url, path)
     figures = {"first_byte_ms": 1000 * median([fetch(url, path, whole=False) for _ in range(5)])}
@@ -173,22 +192,31 @@ async def on_slow_disk(server: Running) -> Figures:
     return {"slow_done_ms": 1000 * seconds, "slow_health_ms": 1000 * worst}
 
 
-def compare(show: Show) -> None:
+def compare_files(show: Show, known: type[ListenConfig], slow_disk_ms: int) -> None:
+    """Measure each way to send files; `known` is rung 12's configuration, 0 the default `slow_disk_ms`.
+
+    The demo sets the folders and the chunk sizes itself, because it compares them. Only its last part runs on
+    the simulated slow disk.
+    """
+    slow_disk_ms = slow_disk_ms or SLOW_DISK_MS
+    fast, slow = ways_to_send(known), ways_on_slow_disk(known, slow_disk_ms)
     figures: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, size in (("large.bin", LARGE), ("small.bin", SLOW_READS * SMALLEST_PIECE)):
+        for name, size in (("large.bin", LARGE), ("small.bin", SLOW_READS * SMALLEST_CHUNK)):
             with (Path(folder) / name).open("wb") as file:
                 file.truncate(size)  # a file of zeros that takes no room on the disk
         with ExitStack() as stack:
             with show.busy("starting the servers"):
-                servers = stack.enter_context(running(folder, *CONTENDERS, *ON_SLOW_DISK))
-            for server in servers[: len(CONTENDERS)]:
+                servers = stack.enter_context(running(folder, *fast, *slow, options=show.options))
+            for server in servers[: len(fast)]:
                 with show.busy(f"{server.name}: {CLIENTS} clients read {LARGE // MIB} MiB each"):
-                    figures[server.name] = sending(server)
-            for server in servers[len(CONTENDERS) :]:
-                with show.busy(
-                    f"{server.name}: the same from a disk that takes {SLOW_DISK_MS} ms for a read"
-                ):
+                    figures[server.name] = on_fast_disk(server)
+            for server in servers[len(fast) :]:
+                with show.busy(f"{server.name}: the same with {slow_disk_ms} ms added to each read"):
                     figures[server.name] |= asyncio.run(on_slow_disk(server))
-    panels = {"mib_per_second": "MiB/s, 8 clients together", "memory_mib": "MiB more memory, 8 clients"}
-    show.conclude(ROWS, figures, 1, lambda file: plot_bars(file, show.title, figures, panels))
+    panels = {
+        "mib_per_second": f"MiB/s, {CLIENTS} clients together",
+        "memory_mib": f"extra MiB, {CLIENTS} clients",
+    }
+    remark = f"The slow disk is simulated: each read waits {slow_disk_ms} ms (--slow-disk-ms)."
+    show.conclude(ROWS, figures, 1, lambda file: plot_bars(file, show.title, figures, panels), remark)

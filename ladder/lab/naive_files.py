@@ -1,4 +1,4 @@
-"""A server that sends files in the ways that are written first, for rung 12 to be measured against.
+"""A server that sends files in the ways that are usually written first. Rung 12 is compared with it.
 
 python -m ladder.lab.naive_files --folder FOLDER --port 0
 """
@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from ladder.cli import ListenConfig, option, parse, whole_number
 from ladder.files.folder import Folder
-from ladder.files.responses import answer_file_errors
+from ladder.files.responses import add_file_error_handlers
 from ladder.web.server import Lifecycle, serve, take_port
 
 BLOCK = 8192
@@ -25,16 +25,16 @@ BLOCK = 8192
 @dataclass(frozen=True)
 class Config(ListenConfig):
     folder: str = option(".", "folder whose files are sent")
-    slow_disk_ms: int = option(0, "pretend that each read takes so much longer", whole_number(0))
+    slow_disk_ms: int = option(0, "simulate a slow disk: milliseconds added to each read", whole_number(0))
 
 
-class LargerPieces(FileResponse):
+class LargerChunks(FileResponse):
     chunk_size = 1024 * 1024
 
 
 def create_app(config: Config) -> FastAPI:
     app = FastAPI()
-    answer_file_errors(app)
+    add_file_error_handlers(app)
     folder = Folder(config.folder)
 
     @app.get("/read-all/{name}")
@@ -45,29 +45,29 @@ def create_app(config: Config) -> FastAPI:
 
     @app.get("/blocking/{name}")
     async def blocking(name: str) -> StreamingResponse:
-        """In pieces, but each read stops the event loop: `yield` awaits nothing."""
+        """In chunks, but each read blocks the event loop: `yield` awaits nothing."""
 
-        async def pieces() -> AsyncGenerator[bytes]:
+        async def chunks() -> AsyncGenerator[bytes]:
             with folder.open(name).content as content:
-                while piece := content.read(BLOCK):
-                    time.sleep(config.slow_disk_ms / 1000)  # noqa: ASYNC251, the disk that this stands for
-                    yield piece
+                while chunk := content.read(BLOCK):
+                    time.sleep(config.slow_disk_ms / 1000)  # noqa: ASYNC251, the simulated disk
+                    yield chunk
 
-        return StreamingResponse(pieces())
+        return StreamingResponse(chunks())
 
     @app.get("/file-response/{name}")
     async def file_response(name: str) -> FileResponse:
-        folder.open(name).content.close()  # only to be sure that it is there
+        folder.open(name).content.close()  # checks the name: FileResponse takes any path
         return FileResponse(folder.path / name)
 
-    @app.get("/larger-pieces/{name}")
-    async def larger_pieces(name: str) -> FileResponse:
+    @app.get("/larger-chunks/{name}")
+    async def larger_chunks(name: str) -> FileResponse:
         folder.open(name).content.close()
-        return LargerPieces(folder.path / name)
+        return LargerChunks(folder.path / name)
 
     @app.put("/upload/{name}")
     async def upload(request: Request) -> int:
-        """The whole body in memory before the first byte is looked at."""
+        """The whole body in memory before the server looks at the first byte."""
         return len(await request.body())
 
     @app.get("/health")

@@ -1,10 +1,11 @@
-"""What the demos of rungs 10 and 11 let happen, seen as a client sees it, and the figures of it."""
+"""Measurements for the demos of rungs 10 and 11, as a client makes them; and the demo of rung 10."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from ladder.cli import PredictionConfig
+from ladder.errors import UserError
 from ladder.lab import looks, plots
 from ladder.lab.client import Client, clock
 from ladder.lab.scenes import Figures
 from ladder.lab.show import Show
-from ladder.predict.predictor import PREDICTORS, Digits, Predictor, load_digits, load_predictor, read_index
+from ladder.predict.predictor import Digits, Predictor, load_digits
+from ladder.predict.versions import VersionStore
 from ladder.stats import median
 
 ROUNDS = 5
@@ -25,8 +29,18 @@ SWAPS = 20
 FAILED = "failed"
 
 
+@contextmanager
+def rejections_in_one_line() -> Iterator[None]:
+    """A flag such as --max-queue may allow less than the demo needs: then say which request was rejected."""
+    try:
+        yield
+    except aiohttp.ClientResponseError as error:
+        path = error.request_info.url.path
+        raise UserError(f"with these flags the demo's server answers {path} with {error.status}") from error
+
+
 class Predictions(Client):
-    """A client of the rungs that predict."""
+    """A client of rungs 10 and 11."""
 
     async def post(self, path: str, body: Mapping[str, Any], **query: str) -> Any:
         async with self.session.post(path, json=body, params=query) as response:
@@ -57,7 +71,7 @@ class Predictions(Client):
 
 
 def thousand(digits: Digits, pixel: int = 0) -> list[list[float]]:
-    """The held-out digits over and over, each a little different in one pixel: else the cache knew them."""
+    """1000 rows: the held-out digits, repeated. One pixel differs in each, so that none is in the cache."""
     repeated = np.tile(digits.images, (3, 1))[:1000]
     repeated[:, pixel] = np.arange(1000) / 1000
     rows: list[list[float]] = repeated.tolist()
@@ -65,32 +79,31 @@ def thousand(digits: Digits, pixel: int = 0) -> list[list[float]]:
 
 
 VERSION_ROWS = {
-    "correct_percent": "held-out digits read correctly",
-    "products": "multiplications a row",
+    "correct_percent": "held-out digits recognized correctly",
+    "products": "multiplications per row",
     "kib": "memory of the weights, KiB",
-    "rss_loaded_kib": "memory of the process with it, KiB",
-    "rss_unloaded_kib": "memory of the process after it is unloaded, KiB",
-    "single_ms": "a prediction over HTTP, median",
-    "cached_ms": "the same again, from the cache",
+    "rss_loaded_kib": "memory of the process while it is loaded, KiB",
+    "rss_unloaded_kib": "memory of the process after unloading, KiB",
+    "single_ms": "one row over HTTP, median",
+    "cached_ms": "the same row from the cache, median",
     "batch_ms": "1000 rows over HTTP, one pass",
     "one_pass_ms": "1000 rows in the process, one pass",
-    "task_a_row_ms": "1000 rows in the process, one task a row",
-    "passes_for_64": "passes for 64 batches at once (shared if the model is busy)",
-    "users": "of 10,000 users, in this arm",
-    "arm_correct_percent": "labels sent back for 200 of them: correct",
-    "swap_requests": f"answered while the default changed {SWAPS} times",
-    "swap_failures": "of these, failed",
+    "task_a_row_ms": "1000 rows in the process, one task per row",
+    "passes_for_64": "passes for 64 concurrent batches (shared while the model is busy)",
+    "users": "users of this version, of 10,000",
+    "arm_correct_percent": "correct predictions, by the labels of 200 users",
+    "swap_requests": f"requests answered during {SWAPS} swaps of the default",
+    "swap_failures": "requests that failed during the swaps, both versions",
 }
 
-
 UNLOADED = (
-    "Unloading frees the weights, but so little memory the process keeps for what comes next, "
-    "instead of giving it back to the system."
+    "Unloading frees the weights. The process keeps memory of this size for later use "
+    "instead of returning it to the system."
 )
 
 
 async def version_figures(client: Predictions, version: str, rows: list[list[float]]) -> Figures:
-    """What one version knows and costs."""
+    """The accuracy and the costs of one version."""
     _, held_out = load_digits()
     info = (await client.models())["digits"]["versions"][version]
     read = (await client.batch(held_out.images.tolist(), version))["predictions"]
@@ -110,7 +123,7 @@ async def version_figures(client: Predictions, version: str, rows: list[list[flo
 
 
 async def unloading(client: Predictions, version: str) -> Figures:
-    """What the system says that the process takes: not all that is freed need be given back to it."""
+    """The memory of the process with the version and without. Freed memory is not always returned."""
     loaded, unloaded = [], []
     for _ in range(ROUNDS):
         await client.load(version)
@@ -127,14 +140,8 @@ async def timed(work: Any) -> float:
     return clock() - started
 
 
-def bundled_predictor(version: str) -> Predictor:
-    model = read_index(PREDICTORS)["digits"]
-    return load_predictor(PREDICTORS, model, model.versions[version])
-
-
-async def in_process(version: str, rows: list[list[float]]) -> Figures:
-    """The same rows without HTTP: in one pass, and as a task for each row, as it is often written."""
-    predictor = bundled_predictor(version)
+async def in_process(predictor: Predictor, rows: list[list[float]]) -> Figures:
+    """The same rows without HTTP: in one pass, and with a task per row."""
     array = np.array(rows, np.float32)
 
     async def task_a_row() -> None:
@@ -152,7 +159,7 @@ async def in_process(version: str, rows: list[list[float]]) -> Figures:
 
 
 async def swapping(client: Predictions, rows: list[list[float]], swaps: int = SWAPS) -> dict[str, Figures]:
-    """Clients ask for the default, each as soon as it is answered, while the default is changed."""
+    """Clients send requests for the default without a pause, while the default changes."""
     answers: asyncio.Queue[str] = asyncio.Queue()
     total: Counter[str] = Counter()
 
@@ -164,21 +171,21 @@ async def swapping(client: Predictions, rows: list[list[float]], swaps: int = SW
             except aiohttp.ClientError:
                 answers.put_nowait(FAILED)
 
-    async def take(version: str, count: int) -> None:
-        """Wait until so many have been answered by this version, or one by none."""
+    async def until_answered(version: str, count: int) -> None:
+        """Wait until this version has answered so many requests, or a request has failed."""
         while count:
             answer = await answers.get()
             total[answer] += 1
             count = 0 if answer == FAILED else count - (answer == version)
 
-    async with asyncio.TaskGroup() as everyone:
-        asking = [everyone.create_task(ask(cycle(rows[number::CLIENTS]))) for number in range(CLIENTS)]
+    async with asyncio.TaskGroup() as clients:
+        asking = [clients.create_task(ask(cycle(rows[number::CLIENTS]))) for number in range(CLIENTS)]
         for number in range(swaps):
             kept, other = ("v1", "v2") if number % 2 else ("v2", "v1")
             await client.load(kept)
             await client.swap(kept)
             await client.unload(other)
-            await take(kept, 2 * CLIENTS)
+            await until_answered(kept, 2 * CLIENTS)
         for task in asking:
             task.cancel()
     await client.load("v2")
@@ -188,7 +195,7 @@ async def swapping(client: Predictions, rows: list[list[float]], swaps: int = SW
 
 
 async def experiment(client: Predictions, digits: Digits, users: int = 200) -> dict[str, Figures]:
-    """Some users send a digit each, and say afterwards which it was."""
+    """Each user sends one digit, and then its label."""
     for user, (image, label) in enumerate(
         zip(digits.images[:users].tolist(), digits.labels.tolist(), strict=False)
     ):
@@ -205,23 +212,26 @@ async def experiment(client: Predictions, digits: Digits, users: int = 200) -> d
     }
 
 
-async def show_versions(show: Show, url: str, users: Mapping[str, int]) -> None:
+async def show_versions(show: Show, url: str, config: PredictionConfig, users: Mapping[str, int]) -> None:
+    """Measure both versions of the digits; `users` is how many users of the experiment get each."""
     _, held_out = load_digits()
     rows = thousand(held_out)
+    digits = VersionStore(config.models).model("digits").versions
     figures: dict[str, Figures] = {}
     async with Predictions(url) as client:
         for version in ("v1", "v2"):
-            with show.busy(f"{version}: one row, a thousand rows, and each row as a task"):
+            with show.busy(f"{version}: one row, 1000 rows in one pass, 1000 rows with a task per row"):
                 figures[version] = await version_figures(client, version, rows)
-                figures[version] |= await in_process(version, rows) | {"users": users[version]}
-        with show.busy("an A/B experiment with 200 users who send the right answer back"):
+                figures[version] |= await in_process(await digits[version].in_memory(), rows)
+                figures[version]["users"] = users[version]
+        with show.busy("an A/B experiment with 200 users who send the label"):
             arms = await experiment(client, held_out)
-        with show.busy("v2, the large one, is unloaded and loaded again"):
+        with show.busy("v2, the larger version, is unloaded and loaded again"):
             figures["v2"] |= await unloading(client, "v2")
-        with show.busy(f"{CLIENTS} clients ask while the default changes"):
+        with show.busy(f"{CLIENTS} clients send requests while the default changes"):
             swaps = await swapping(client, rows)
     for version, column in figures.items():
-        column |= arms[version] | swaps[version]
+        column |= arms.get(version, {}) | swaps[version]
     show.conclude(
         VERSION_ROWS, figures, ROUNDS, lambda file: plot_versions(file, show.title, figures), UNLOADED
     )
@@ -229,7 +239,7 @@ async def show_versions(show: Show, url: str, users: Mapping[str, int]) -> None:
 
 def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> None:
     ways = {
-        "task_a_row_ms": "one task a row",
+        "task_a_row_ms": "one task per row",
         "batch_ms": "one pass, over HTTP",
         "one_pass_ms": "one pass",
     }
@@ -238,7 +248,7 @@ def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> Non
         for place, (version, column) in enumerate(figures.items()):
             spent = [column[way] for way in ways]
             heights = [number + 0.3 * place for number in range(len(ways))]
-            # Dots: on a logarithmic axis, which has no zero, the length of a bar would mean nothing.
+            # Dots, because a logarithmic axis has no zero: the length of a bar would mean nothing.
             times.plot(spent, heights, "o", label=version, color=colours[version])
             for milliseconds, height in zip(spent, heights, strict=True):
                 times.annotate(
@@ -254,8 +264,8 @@ def plot_versions(file: Path, title: str, figures: Mapping[str, Figures]) -> Non
         times.set(xlabel="milliseconds for 1000 rows", xscale="log")
         times.margins(x=0.15, y=0.15)
         times.legend(loc="lower right")
-        errors.set(xlabel="held-out digits read wrongly, percent")
+        errors.set(xlabel="held-out digits recognized wrongly, percent")
         errors.margins(x=0.15)
         for panel in (times, errors):
-            panel.invert_yaxis()  # first things first, as in the legend
+            panel.invert_yaxis()  # in the order of the legend
             panel.grid(visible=False, axis="y")

@@ -1,4 +1,4 @@
-"""What the demo of rung 11 lets happen: the same messages over three transports, and a crowd that listens."""
+"""The demo of rung 11: the same messages over three transports, a broadcast, and a training run."""
 
 from __future__ import annotations
 
@@ -32,32 +32,31 @@ BROADCAST = {"version": "v1", "probabilities": True}
 READERS = LISTENERS - SILENT
 BROADCASTS = 1000
 
-TRANSPORTS = ("plain HTTP", "WebSocket", "SSE")
+Instances = Sequence[list[float]]
 
-Rows = Sequence[list[float]]
-Message = tuple[float, int]
+Timing = tuple[float, int]
 """The seconds that an answer took, and the bytes of its content."""
 
-Talk = Callable[[str, Rows], Awaitable[list[Message]]]
-"""Predictions for these rows over some transport."""
+Transport = Callable[[str, Instances], Awaitable[list[Timing]]]
+"""Sends these rows to a server; returns a timing for each answer."""
 
 TRANSPORT_ROWS = {
-    "content_bytes": "an answer, bytes of content",
-    "down_bytes": "bytes on the wire to the client, an answer",
-    "up_bytes": "bytes on the wire to the server, an answer",
-    "cpu_ms": "processor time of the server, an answer",
-    "latency_ms": "from question to answer (SSE: between answers), median",
-    "news_ms": f"the last of {READERS} clients has the news after (SSE: and the request that makes them)",
-    "evicted": f"of {SILENT} clients that never read, dropped",
-    "lost": "events lost or doubled in 20 interruptions",
-    "epoch_ms": "an epoch of training, as its watcher sees it, median",
+    "content_bytes": "content of an answer, bytes",
+    "down_bytes": "bytes on the wire to the client, per answer",
+    "up_bytes": "bytes on the wire to the server, per answer",
+    "cpu_ms": "CPU time of the server, per answer",
+    "latency_ms": "latency of an answer, median (SSE: time between answers)",
+    "news_ms": f"until the last of {READERS} clients has a message (SSE: from the request that causes it)",
+    "evicted": f"clients evicted, of {SILENT} that never read",
+    "lost": "events lost or repeated in 20 disconnections",
+    "epoch_ms": "an epoch of training, as its client sees it, median",
     "health_ms": "/health during training, median",
 }
 
 
 @dataclass
 class Relay:
-    """Stands between a client and a server, and counts what passes."""
+    """Connects a client and a server, and counts the bytes that pass."""
 
     url: str
     target: tuple[str, int]
@@ -93,7 +92,7 @@ async def relay(url: str) -> AsyncIterator[Relay]:
         await asyncio.gather(*between.tasks, return_exceptions=True)
 
 
-async def by_plain_http(url: str, rows: Rows) -> list[Message]:
+async def by_plain_http(url: str, rows: Instances) -> list[Timing]:
     messages = []
     async with Predictions(url) as client:
         for row in rows:
@@ -104,7 +103,7 @@ async def by_plain_http(url: str, rows: Rows) -> list[Message]:
     return messages
 
 
-async def by_websocket(url: str, rows: Rows) -> list[Message]:
+async def by_websocket(url: str, rows: Instances) -> list[Timing]:
     messages = []
     async with Predictions(url) as client, client.session.ws_connect("/ws/predict") as connection:
         for row in rows:
@@ -115,8 +114,8 @@ async def by_websocket(url: str, rows: Rows) -> list[Message]:
     return messages
 
 
-async def by_events(url: str, rows: Rows) -> list[Message]:
-    """One request, and an answer for each row: there is no question after the first."""
+async def by_events(url: str, rows: Instances) -> list[Timing]:
+    """One request for all rows, and an event for each row."""
     messages, last = [], clock()
     async with (
         Predictions(url) as client,
@@ -129,19 +128,23 @@ async def by_events(url: str, rows: Rows) -> list[Message]:
     return messages
 
 
-WAYS: Mapping[str, Talk] = dict(zip(TRANSPORTS, (by_plain_http, by_websocket, by_events), strict=True))
+TRANSPORTS: Mapping[str, Transport] = {
+    "plain HTTP": by_plain_http,
+    "WebSocket": by_websocket,
+    "SSE": by_events,
+}
 
 
-async def transport_figures(url: str, talk: Talk, rows: Rows) -> Figures:
-    """Bytes are counted in one run, time is taken in others: counting costs time."""
+async def transport_figures(url: str, transport: Transport, rows: Instances) -> Figures:
+    """Bytes are counted in one run and times measured in others, because counting costs time."""
     async with Predictions(url) as client:
         process = psutil.Process((await client.health())["pid"])
     async with relay(url) as between:
-        counted = await talk(between.url, rows[:MESSAGES])
+        counted = await transport(between.url, rows[:MESSAGES])
     latencies, spent = [], []
     for number in range(1, ROUNDS + 1):
         before = sum(process.cpu_times()[:2])
-        messages = await talk(url, rows[number * MESSAGES : (number + 1) * MESSAGES])
+        messages = await transport(url, rows[number * MESSAGES : (number + 1) * MESSAGES])
         spent.append((sum(process.cpu_times()[:2]) - before) / MESSAGES)
         latencies += [seconds for seconds, _ in messages]
     return {
@@ -164,7 +167,7 @@ def silent_client(url: str, path: str) -> socket.socket:
 
 
 def handshake(host: str, path: str) -> bytes:
-    """What opens a WebSocket."""
+    """The request that opens a WebSocket."""
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         f"GET {path} HTTP/1.1",
@@ -178,13 +181,13 @@ def handshake(host: str, path: str) -> bytes:
 
 
 async def by_all(heard: asyncio.Semaphore) -> None:
-    """Wait until every reader has noted that it has heard."""
+    """Wait until every reader has received the message."""
     for _ in range(READERS):
         await heard.acquire()
 
 
-async def crowd(url: str, rows: Rows) -> Figures:
-    """One speaks, many listen, some of them never read: when has the last reader each message?"""
+async def broadcast_figures(url: str, rows: Instances) -> Figures:
+    """One client sends, many listen, and some of them never read: when has the last reader each message?"""
     heard = asyncio.Semaphore(0)
 
     async def listen(connection: aiohttp.ClientWebSocketResponse) -> None:
@@ -213,7 +216,7 @@ async def crowd(url: str, rows: Rows) -> Figures:
 
 
 async def followers(url: str, news: int = 100) -> Figures:
-    """The same number of readers as followers of the event stream; the news are that a version is loaded."""
+    """The same number of readers on the event stream; each event says that a version was loaded."""
     heard = asyncio.Semaphore(0)
 
     async def follow(client: Predictions) -> None:
@@ -238,7 +241,7 @@ async def followers(url: str, news: int = 100) -> Figures:
 
 
 async def interruptions(url: str, cuts: int = 20) -> Figures:
-    """A follower whose connection is cut again and again, while things happen that it does not see."""
+    """A follower that disconnects again and again, while events happen."""
     seen: list[int] = []
     last = ""
     async with Predictions(url) as client:
@@ -258,6 +261,7 @@ async def interruptions(url: str, cuts: int = 20) -> Figures:
 
 
 async def training(url: str, epochs: int = 12) -> Figures:
+    """A client follows a training run, and another one measures `/health` beside it."""
     times = [clock()]
     async with (
         Predictions(url) as client,
@@ -270,17 +274,18 @@ async def training(url: str, epochs: int = 12) -> Figures:
 
 
 async def show_transports(show: Show, url: str) -> None:
+    """Measure three transports, a broadcast, resumed event streams and a training run."""
     _, held_out = load_digits()
     figures: dict[str, Figures] = {}
-    for pixel, (name, talk) in enumerate(WAYS.items()):
+    for pixel, (name, transport) in enumerate(TRANSPORTS.items()):
         rows = thousand(held_out, pixel)
-        with show.busy(f"{name}: {(1 + ROUNDS) * MESSAGES} predictions, one after the other"):
-            figures[name] = await transport_figures(url, talk, rows)
-    with show.busy(f"{LISTENERS} clients listen, of which {SILENT} never read"):
-        figures["WebSocket"] |= await crowd(url, rows)
-    with show.busy("the same number follows the event stream; then one that is cut off 20 times"):
+        with show.busy(f"{name}: {(1 + ROUNDS) * MESSAGES} predictions in sequence"):
+            figures[name] = await transport_figures(url, transport, rows)
+    with show.busy(f"{LISTENERS} clients listen; {SILENT} of them never read"):
+        figures["WebSocket"] |= await broadcast_figures(url, rows)
+    with show.busy(f"{READERS} clients follow the event stream; then one that disconnects 20 times"):
         figures["SSE"] |= await followers(url) | await interruptions(url)
-    with show.busy("a training run is watched"):
+    with show.busy("a client follows a training run"):
         figures["SSE"] |= await training(url)
     show.conclude(TRANSPORT_ROWS, figures, ROUNDS, lambda file: plot_transports(file, show.title, figures))
 
@@ -294,8 +299,8 @@ def plot_transports(file: Path, title: str, figures: Mapping[str, Figures]) -> N
             times.bar_label(times.barh(name, column["latency_ms"], color="C0", height=0.6), fmt=" %.2f ms")
             if "news_ms" in column:
                 news.bar_label(news.barh(name, column["news_ms"], color="C2", height=0.6), fmt=" %.2f ms")
-        sizes.set(xlabel="bytes a message: to the client (blue) and to the server (orange)")
-        times.set(xlabel="from question to answer (SSE: between two answers), milliseconds")
-        news.set(xlabel=f"until the last of {READERS} clients has the news, milliseconds")
+        sizes.set(xlabel="bytes per answer: to the client (blue) and to the server (orange)")
+        times.set(xlabel="latency of an answer (SSE: time between answers), milliseconds")
+        news.set(xlabel=f"until the last of {READERS} clients has a message, milliseconds")
         for panel in (times, news):
             panel.margins(x=0.15)

@@ -1,1 +1,1 @@
-"""Small models that answer in one pass: versions, wire format, coalescing, experiment, training."""
+"""Small models that answer in a single pass: versions, schema, coalescing, cache, experiment, training."""

@@ -1,26 +1,37 @@
-"""The books of an A/B experiment: who was answered by which version, how fast, and how often rightly.
+"""An A/B experiment: gives each user one of two versions, and counts how fast and how accurate each is.
 
-What the cache had says nothing about how fast a version is: it counts as a request, but not in the latency.
+Predictions from the cache say nothing about a version's speed. They count as requests, but their latency is
+not recorded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
-from ladder.predict.wire import Feedback
+from ladder.cli import PredictionConfig
 from ladder.stats import percentile
 
-REMEMBERED = 10_000
-"""Predictions that still wait for their label, and latencies of each version; the oldest go first."""
+MAX_KEPT = 10_000
+"""Predictions that wait for their label, and latencies of each version; the oldest are dropped first."""
+
+
+def arm_of(user_id: str, config: PredictionConfig) -> str:
+    """The version of this user: the same after a restart and in every process.
+
+    Python's own `hash` of a string differs between processes; SHA-256 does not.
+    """
+    digest = hashlib.sha256(f"{config.salt}:{user_id}".encode()).digest()
+    share = int.from_bytes(digest[:8]) / 2**64
+    return config.challenger if 100 * share < config.split else config.control
 
 
 class ArmReport(BaseModel):
-    """What is known of one version; None where nothing is known yet."""
+    """What is known about one version; None where nothing is known yet."""
 
     requests: int
     computed: int
@@ -45,7 +56,7 @@ class Arm:
     computed: int = 0
     labelled: int = 0
     correct: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_KEPT))
 
     def report(self) -> ArmReport:
         return ArmReport(
@@ -59,57 +70,45 @@ class Arm:
         )
 
 
-class Books:
-    def __init__(self, control: str, challenger: str) -> None:
-        self.control, self.challenger = control, challenger
-        self.arms = {version: Arm() for version in (control, challenger)}
+class Experiment:
+    """Counts the predictions of both versions, and the labels that clients send back for them."""
+
+    def __init__(self, model: str, config: PredictionConfig) -> None:
+        self.model = model
+        self.config = config
+        self.arms = {version: Arm() for version in (config.control, config.challenger)}
         self._unlabelled: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
-    def enter(self, version: str, prediction: float, seconds: float | None) -> str:
-        """Note a prediction, and what it took if it was computed.
+    def record(self, version: str, prediction: float, seconds: float | None) -> str:
+        """Count a prediction; `seconds` is what it took, or None if it came from the cache.
 
-        Its number, which nobody can guess, is for the feedback.
+        Returns its id, which the client sends back with the label. The id cannot be guessed.
         """
         arm = self.arms[version]
         arm.requests += 1
         if seconds is not None:
             arm.computed += 1
             arm.seconds.append(seconds)
-        number = secrets.token_hex(8)
-        self._unlabelled[number] = (version, prediction)
-        if len(self._unlabelled) > REMEMBERED:
+        prediction_id = secrets.token_hex(8)
+        self._unlabelled[prediction_id] = (version, prediction)
+        if len(self._unlabelled) > MAX_KEPT:
             self._unlabelled.popitem(last=False)
-        return number
+        return prediction_id
 
-    def label(self, number: str, label: float) -> bool:
-        """Note what a prediction should have been; False if none waits under this number."""
-        if number not in self._unlabelled:
+    def label(self, prediction_id: str, label: float) -> bool:
+        """Count what a prediction should have been; False if no prediction of this id waits for a label."""
+        if prediction_id not in self._unlabelled:
             return False
-        version, prediction = self._unlabelled.pop(number)
+        version, prediction = self._unlabelled.pop(prediction_id)
         self.arms[version].labelled += 1
         self.arms[version].correct += prediction == label
         return True
 
-    def report(self, model: str, split_percent: int) -> ExperimentReport:
+    def report(self) -> ExperimentReport:
         return ExperimentReport(
-            model=model,
-            control=self.control,
-            challenger=self.challenger,
-            split_percent=split_percent,
+            model=self.model,
+            control=self.config.control,
+            challenger=self.config.challenger,
+            split_percent=self.config.split,
             arms={version: arm.report() for version, arm in self.arms.items()},
         )
-
-
-def add_books(app: FastAPI, books: Books, model: str, split_percent: int) -> None:
-    """The way back for the labels, and the report."""
-
-    @app.post("/feedback", status_code=204)
-    async def feedback(body: Feedback) -> None:
-        """What a prediction of the experiment should have been."""
-        if not books.label(body.prediction_id, body.label):
-            raise HTTPException(404, "no prediction of that id waits for its label")
-
-    @app.get("/ab-test")
-    async def experiment() -> ExperimentReport:
-        """How the two versions of the experiment have done so far."""
-        return books.report(model, split_percent)

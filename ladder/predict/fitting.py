@@ -1,4 +1,4 @@
-"""Training a classifier of digits, an epoch at a time: whoever watches can leave between two of them."""
+"""Training of a classifier of digits, one epoch at a time, so that it can be stopped between two epochs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BRIGHTEST = 16
 
 @dataclass(frozen=True)
 class Epoch:
-    """How far a training has come. `accuracy` is that on the held-out digits."""
+    """The result of one epoch. `accuracy` is measured on the held-out digits."""
 
     epoch: int
     loss: float
@@ -28,7 +28,7 @@ class Epoch:
 
 
 class Fit:
-    """A training under way. With `jitter` each epoch sees every image a little moved, turned and scaled."""
+    """A training. With `jitter`, each epoch shifts, rotates and scales every image a little."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Fit:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     def _layers(self, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Drawn from a generator of our own: the same seed gives the same model whatever else is drawn."""
+        """Random weights from a generator of its own, so that the same seed always gives the same model."""
         layers: list[tuple[Tensor, Tensor]] = []
         for inputs, outputs in pairwise(widths):
             weight = torch.randn(inputs, outputs, generator=self.random) * math.sqrt(2 / inputs)
@@ -62,11 +62,11 @@ class Fit:
 
     def run(self) -> Iterator[Epoch]:
         for number in range(1, self.epochs + 1):
-            loss = self._see_all()
+            loss = self._run_epoch()
             yield Epoch(number, loss, accuracy(self.predictor(), self.held_out))
 
-    def _see_all(self) -> float:
-        """Every image once; the mean loss on the way."""
+    def _run_epoch(self) -> float:
+        """Train on every image once; return the mean loss."""
         images = jittered(self.images, self.random) if self.jitter else self.images
         losses = []
         for rows in torch.split(torch.randperm(len(images), generator=self.random), BATCH):
@@ -85,7 +85,7 @@ class Fit:
         return values @ weight + bias
 
     def predictor(self) -> Predictor:
-        """The model as it is now. It takes pixels as they are: the first layer divides by the brightest."""
+        """The model as it is now. It takes raw pixels: its first layer divides them by `BRIGHTEST`."""
         layers = [
             (weight.detach().numpy().copy(), bias.detach().numpy().copy()) for weight, bias in self.layers
         ]
@@ -94,7 +94,7 @@ class Fit:
 
 
 def jittered(images: Tensor, random: torch.Generator) -> Tensor:
-    """Each image moved by up to a pixel, turned by up to 15 degrees, larger or smaller by up to an eighth."""
+    """Each image shifted by up to a pixel, rotated by up to 15 degrees, and scaled by up to an eighth."""
 
     def drawn(bound: float) -> Tensor:
         return (2 * torch.rand(len(images), generator=random) - 1) * bound

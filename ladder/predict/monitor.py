@@ -1,31 +1,27 @@
-"""What the monitor shows: requests, latency, memory and processor time, all of it measured."""
+"""The monitor's measurements: requests, latency, memory and CPU time of the server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sized
+from collections.abc import AsyncGenerator, Mapping, Sized
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ladder.predict.registry import Registry
+from ladder.predict.protocols import VersionRegistry
 from ladder.stats import percentile
 
 WINDOW_SECONDS = 10.0
-MOST_SAMPLES = 20_000
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+MAX_LATENCIES = 20_000
 
 
-class Figures(BaseModel):
-    """One second's message to those who watch."""
+class MonitorSample(BaseModel):
+    """The message that each monitor gets once per second."""
 
     time: float
     rss_bytes: int
@@ -39,8 +35,8 @@ class Figures(BaseModel):
     evicted: int
 
 
-class Manager(Protocol):
-    """What rung 11 has of each kind of WebSocket."""
+class Connections(Protocol):
+    """The WebSockets of one path: what the monitor needs of rung 11's `Manager`."""
 
     @property
     def connections(self) -> Sized: ...
@@ -48,44 +44,46 @@ class Manager(Protocol):
     @property
     def evicted(self) -> int: ...
 
-    def broadcast(self, text: str) -> None: ...
+    def enqueue(self, text: str) -> None: ...
 
 
 class Meter:
-    """Answers of the last seconds, with the time that each took from its request to its first byte.
+    """Counts responses, and keeps the time from each request to the first byte of its response.
 
-    The rate counts all of them; the latencies are those of the last `MOST_SAMPLES` at most.
+    The rate counts all responses; the latencies are those of the last `MAX_LATENCIES` at most.
     """
 
     def __init__(self) -> None:
-        self._answers: deque[tuple[float, float]] = deque(maxlen=MOST_SAMPLES)
+        self._answers: deque[tuple[float, float]] = deque(maxlen=MAX_LATENCIES)
         self._total = 0
         self._process = psutil.Process()
-        self._process.cpu_percent()  # the first reading is the beginning of the next
-        self._totals = deque([(time.monotonic(), 0)], maxlen=int(WINDOW_SECONDS))  # a second apart
+        self._process.cpu_percent()  # each call measures from the one before
+        self._totals = deque([(time.monotonic(), 0)], maxlen=int(WINDOW_SECONDS))  # one per second
 
-    def note(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         self._total += 1
         self._answers.append((time.monotonic(), seconds))
 
     @asynccontextmanager
-    async def watching(self, registry: Registry, managers: Mapping[str, Manager]) -> AsyncGenerator[None]:
-        """Tell all monitors once a second, until the block ends."""
+    async def watching(
+        self, registry: VersionRegistry, managers: Mapping[str, Connections]
+    ) -> AsyncGenerator[None]:
+        """Send a sample to all monitors once per second, until the block ends."""
         watch = asyncio.create_task(self._watch(registry, managers))
         yield
         watch.cancel()
 
-    async def _watch(self, registry: Registry, managers: Mapping[str, Manager]) -> None:
+    async def _watch(self, registry: VersionRegistry, managers: Mapping[str, Connections]) -> None:
         while True:
             await asyncio.sleep(1)
-            figures = self.figures(
+            sample = self.sample(
                 active_models=registry.in_memory(),
                 connections={name: len(manager.connections) for name, manager in managers.items()},
                 evicted=sum(manager.evicted for manager in managers.values()),
             )
-            managers["monitor"].broadcast(figures.model_dump_json())
+            managers["monitor"].enqueue(sample.model_dump_json())
 
-    def figures(self, active_models: list[str], connections: dict[str, int], evicted: int) -> Figures:
+    def sample(self, active_models: list[str], connections: dict[str, int], evicted: int) -> MonitorSample:
         now = time.monotonic()
         then, before = self._totals[0]
         self._totals.append((now, self._total))
@@ -93,7 +91,7 @@ class Meter:
             self._answers.popleft()
         seconds = [seconds for _, seconds in self._answers]
         p50, p95, p99 = (1000 * percentile(seconds, rank) if seconds else None for rank in (50, 95, 99))
-        return Figures(
+        return MonitorSample(
             time=time.time(),
             rss_bytes=self._process.memory_info().rss,
             cpu_percent=self._process.cpu_percent(),
@@ -108,24 +106,24 @@ class Meter:
 
 
 class Metered:
-    """Notes every HTTP request but those for /health, which only ask whether the server lives.
+    """Records every HTTP request except those for /health, which only ask whether the server answers.
 
     Plain ASGI: Starlette's middleware for functions would hide disconnects.
     """
 
-    def __init__(self, app: App, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, meter: Meter) -> None:
         self.app = app
         self.meter = meter
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
 
-        async def noted(message: Message) -> None:
+        async def recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.meter.note(time.monotonic() - started)
+                self.meter.record(time.monotonic() - started)
             await send(message)
 
-        await self.app(scope, receive, noted)
+        await self.app(scope, receive, recorded)

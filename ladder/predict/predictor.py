@@ -1,8 +1,8 @@
-"""Small models that answer at once: an index on disk, weights that cannot execute code, a pass in numpy.
+"""Small models that answer in a single pass: an index on disk, safetensors files, a forward pass in numpy.
 
-A folder of predictors holds one `index.json` and a safetensors file for each version. The index pins the
-SHA-256 digest of every file: what is not, bit for bit, what the index was written for is refused unread.
-That holds for the digits too, which rung 11 trains on: who could change them would change its models.
+A folder of predictors has an `index.json` and one safetensors file per version, which cannot contain code.
+The index has the SHA-256 digest of every file. A file with another digest is rejected before it is parsed.
+This includes the digits on which rung 11 trains, because changed digits would change its models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = re.compile(r"v[1-9][0-9]{0,5}")
 
 
 class Outcome(NamedTuple):
-    """What a model says about one row. A regressor has neither confidence nor probabilities."""
+    """The result for one row. A regressor returns neither confidence nor probabilities."""
 
     prediction: float
     confidence: float | None = None
@@ -44,7 +44,7 @@ Task = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Predictor:
-    """Dense layers, each but the last followed by a ReLU; in a classifier a softmax comes after it."""
+    """Dense layers with a ReLU between them, and in a classifier a softmax after the last."""
 
     task: Task
     layers: list[tuple[Rows, Rows]]
@@ -59,7 +59,7 @@ class Predictor:
 
     @property
     def products(self) -> int:
-        """Multiplications for one row: what a prediction costs on any machine."""
+        """Multiplications for one row: a measure of its cost that does not depend on the machine."""
         return sum(weight.size for weight, _ in self.layers)
 
     def predict(self, rows: Rows) -> list[Outcome]:
@@ -80,18 +80,18 @@ class Predictor:
 
 
 class Entry(BaseModel):
-    """One version of a model, as the index has it."""
+    """One version of a model in the index."""
 
     model_config = ConfigDict(extra="forbid")
 
     file: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*\.safetensors$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     about: str
-    held_out: Annotated[float, Field(description="Accuracy or R² on rows that training has not seen.")]
+    held_out: Annotated[float, Field(description="Accuracy or R² on rows that were not used in training.")]
 
 
 class ModelEntry(BaseModel):
-    """One model with its versions."""
+    """One model in the index, with its versions."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -128,12 +128,12 @@ def read_whole_index(folder: Path) -> Index:
         ) from error
     for name, model in index.models.items():
         if model.default not in model.versions:
-            raise UserError(f"{file}: the default of {name}, {model.default!r}, is none of its versions")
+            raise UserError(f"{file}: the default of {name}, {model.default!r}, is not one of its versions")
     return index
 
 
 def read_pinned(file: Path, sha256: str | None) -> bytes:
-    """Read a file once: the bytes that were checked are the bytes that are used."""
+    """Read a file once, so that the bytes whose digest is checked are the bytes that are used."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -155,18 +155,18 @@ def load_predictor(folder: Path, model: ModelEntry, entry: Entry) -> Predictor:
     try:
         return build(model, read_tensors(content))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{file} holds no such model as index.json says: {error}") from error
+        raise UserError(f"{file} does not hold the model that index.json describes: {error}") from error
 
 
 def build(model: ModelEntry, tensors: Mapping[str, Rows]) -> Predictor:
-    """Layers from tensors named 0.weight, 0.bias, 1.weight, ..., once they are known to fit together."""
+    """Layers from tensors named 0.weight, 0.bias, 1.weight, ...; `ValueError` if they do not fit together."""
     layers = [(tensors[f"{place}.weight"], tensors[f"{place}.bias"]) for place in range(len(tensors) // 2)]
     width = model.features
     for weight, bias in layers:
         if weight.ndim != 2 or weight.shape != (width, bias.size) or bias.ndim != 1:
             raise ValueError(f"a layer of shape {weight.shape} after {width} values")
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ValueError("a weight that is no finite number")
+            raise ValueError("a weight that is not a finite number")
         width = bias.size
     if not layers:
         raise ValueError("no layers")
@@ -174,7 +174,7 @@ def build(model: ModelEntry, tensors: Mapping[str, Rows]) -> Predictor:
 
 
 def tensors_of(layers: list[tuple[Rows, Rows]]) -> dict[str, Rows]:
-    """The names under which `build` finds them again."""
+    """The layers under the names that `build` expects."""
     return {
         f"{place}.{kind}": np.ascontiguousarray(tensor)
         for place, layer in enumerate(layers)
@@ -183,14 +183,14 @@ def tensors_of(layers: list[tuple[Rows, Rows]]) -> dict[str, Rows]:
 
 
 class Digits(NamedTuple):
-    """Handwritten digits, 8×8 pixels of 0 to 16, and which digit each is."""
+    """Handwritten digits: images of 8×8 pixels from 0 to 16, and their labels."""
 
     images: Rows
     labels: NDArray[np.int64]
 
 
 def load_digits(folder: Path = PREDICTORS) -> tuple[Digits, Digits]:
-    """What training sees, and what is held out."""
+    """The digits for training, and the held-out ones for testing."""
     return parse_digits(read_pinned(folder / "digits.safetensors", read_whole_index(folder).digits_sha256))
 
 
@@ -209,7 +209,7 @@ def accuracy(predictor: Predictor, digits: Digits) -> float:
 
 
 def write_index(folder: Path, models: Mapping[str, ModelEntry], digits: bytes | None = None) -> None:
-    """Of `digits`, the content of their file, the digest is pinned."""
+    """`digits` is the content of their file; the index gets its digest."""
     index = Index(models=dict(models), digits_sha256=hashlib.sha256(digits).hexdigest() if digits else None)
     text = json.dumps(index.model_dump(exclude_none=True), indent=2, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n")

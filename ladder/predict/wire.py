@@ -1,4 +1,4 @@
-"""What goes over the wire when rows are predicted: the schema of rungs 10 and 11."""
+"""The schema of requests, responses and messages of rungs 10 and 11."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ladder.errors import RequestError, Unavailable
 from ladder.log import log_failure
 from ladder.predict.predictor import Outcome, Predictor, Rows, Task
 
-MOST_ROWS = 1000
-LARGEST = 1e6
-"""Far beyond any pixel or blood value; larger ones could overflow on their way through the layers."""
+MAX_ROWS = 1000
+MAX_NUMBER = 1e6
+"""Far above any pixel or blood value. Larger numbers could overflow inside the layers."""
 
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]  # which no NaN is, and no 1e999
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]  # excludes NaN and 1e999, too
 Features = Annotated[list[Number], Field(min_length=1, max_length=1024), FailFast()]
 UserId = Annotated[str, Query(min_length=1, max_length=200)]
-Wish = Annotated[str, Field(max_length=40, description="v1, v2, ..., latest or default")]
+VersionName = Annotated[str, Field(max_length=40, description="v1, v2, ..., latest or default")]
 
 
 class Strict(BaseModel):
@@ -35,12 +35,14 @@ class PredictionInput(Strict):
 
 
 class BatchInput(Strict):
-    """Several rows; all of the width that the model takes."""
+    """Several rows, each as long as the model expects."""
 
-    instances: Annotated[list[Features], Field(min_length=1, max_length=MOST_ROWS), FailFast()]
+    instances: Annotated[list[Features], Field(min_length=1, max_length=MAX_ROWS), FailFast()]
 
 
-QuestionId = Annotated[int | Annotated[str, Field(max_length=100)] | None, Field(description="Sent back.")]
+QuestionId = Annotated[
+    int | Annotated[str, Field(max_length=100)] | None, Field(description="Returned with the answer.")
+]
 
 
 class Question(PredictionInput):
@@ -49,11 +51,13 @@ class Question(PredictionInput):
     id: QuestionId = None
     model: Annotated[str, Field(max_length=40)] = "digits"
     version: Annotated[str, Field(max_length=40)] = "default"
-    probabilities: Annotated[bool, Field(description="Whether to send those of every class, too.")] = False
+    probabilities: Annotated[
+        bool, Field(description="Whether to return the probability of every class, too.")
+    ] = False
 
 
-class Named(BaseModel):
-    """As much of a message as is needed to say whose error it was."""
+class Identified(BaseModel):
+    """The part of a wrong message that its error needs: the id."""
 
     model_config = ConfigDict(strict=True)
 
@@ -61,13 +65,13 @@ class Named(BaseModel):
 
 
 class Choice(Strict):
-    """Which version answers from now on where none is asked for."""
+    """The version that answers requests that name none, from now on."""
 
     version: Annotated[str, Field(max_length=40)]
 
 
 class Feedback(Strict):
-    """What a prediction of the experiment should have been."""
+    """The label of a prediction of the experiment: what it should have been."""
 
     prediction_id: Annotated[str, Field(max_length=40)]
     label: Number
@@ -85,7 +89,7 @@ class Reply(Prediction):
     """The answer to a message."""
 
     id: int | str | None = None
-    probabilities: Annotated[list[float] | None, Field(description="Of each class, if asked for.")] = None
+    probabilities: Annotated[list[float] | None, Field(description="One per class, if requested.")] = None
 
 
 class ExperimentPrediction(Prediction):
@@ -93,8 +97,8 @@ class ExperimentPrediction(Prediction):
     prediction_id: Annotated[
         str | None,
         Field(
-            description="To be sent back to /feedback with the true label. None while the user's version is "
-            "unloaded: the default has answered, and that counts for neither version."
+            description="Send it to /feedback with the label. Null while the user's version is unloaded: "
+            "the default answers, and the prediction counts for neither version."
         ),
     ]
 
@@ -120,12 +124,12 @@ class VersionInfo(BaseModel):
 
     state: Annotated[
         Literal["loaded", "idle", "unloaded"],
-        Field(description="idle: dropped because nobody asked for it, read again when somebody does."),
+        Field(description="idle: dropped because no request used it; the next request reads it again."),
     ]
     about: str
-    held_out: Annotated[float, Field(description="Accuracy or R² on rows that training has not seen.")]
-    bytes: Annotated[int, Field(description="Memory that its weights take now.")]
-    in_flight: Annotated[int, Field(description="Requests that are being answered with it.")]
+    held_out: Annotated[float, Field(description="Accuracy or R² on rows that were not used in training.")]
+    bytes: Annotated[int, Field(description="Memory of its weights now.")]
+    in_flight: Annotated[int, Field(description="Requests that it is answering.")]
 
 
 class ModelInfo(BaseModel):
@@ -151,7 +155,7 @@ class PredictionHealth(BaseModel):
     model: Annotated[str, Field(description="The versions in memory.")]
     running: Annotated[int, Field(description="Requests that are being answered.")]
     waiting: Annotated[int, Field(description="Rows that wait for the model.")]
-    calls: Annotated[int, Field(description="Passes through a model since the start; a batch is one.")]
+    calls: Annotated[int, Field(description="Passes through a model since the start; a batch counts once.")]
     rows: Annotated[int, Field(description="Rows predicted since the start.")]
     cache: CacheInfo
     rss_bytes: Annotated[int, Field(description="Memory of the whole process.")]
@@ -159,34 +163,34 @@ class PredictionHealth(BaseModel):
 
 
 def to_rows(predictor: Predictor, instances: Sequence[Sequence[float]], field: str) -> Rows:
-    """An array; or the first row that has not the width that the model takes."""
+    """The rows as an array; `RequestError` if one is not as long as the model expects."""
     for number, row in enumerate(instances):
         if len(row) != predictor.features:
             where = f"row {number} has" if field == "instances" else "there are"
             raise RequestError(
-                field, f"the model takes {predictor.features} numbers a row; {where} {len(row)}"
+                field, f"the model takes {predictor.features} numbers per row; {where} {len(row)}"
             )
     return np.array(instances, dtype=np.float32)
 
 
-def to_batch(outcomes: Sequence[Outcome], **of: Any) -> Batch:
+def to_batch(outcomes: Sequence[Outcome], names: Mapping[str, str]) -> Batch:
     return Batch(
         predictions=[outcome.prediction for outcome in outcomes],
         confidences=[outcome.confidence for outcome in outcomes],
         count=len(outcomes),
-        **of,
+        **names,
     )
 
 
 def to_reply(question: Question, outcome: Outcome, names: Mapping[str, Any]) -> str:
-    """The answer as a message; what was not asked for is left out, because messages are many."""
+    """The answer as a message. Fields that were not requested are left out: messages should be short."""
     reply = Reply(id=question.id, **outcome._asdict(), **names)
     unwanted = set() if question.probabilities else {"probabilities"}
     return reply.model_dump_json(exclude=unwanted if question.id is not None else unwanted | {"id"})
 
 
 def error_reply(error: Exception, question: str | None = None) -> str:
-    """What is wrong with a message, as a message with the same id."""
+    """The error of a message, as a message with the same id."""
     match error:
         case ValidationError():
             first = error.errors(include_url=False, include_input=False)[0]
@@ -202,7 +206,7 @@ def error_reply(error: Exception, question: str | None = None) -> str:
             log_failure(error)
             kind, message = "internal", "the server's log says why"
     try:
-        named = Named.model_validate_json(question or "")
+        known = Identified.model_validate_json(question or "")
     except ValidationError:
-        named = Named()
-    return json.dumps(named.model_dump(exclude_none=True) | {"error": {"type": kind, "message": message}})
+        known = Identified()
+    return json.dumps(known.model_dump(exclude_none=True) | {"error": {"type": kind, "message": message}})

@@ -1,32 +1,27 @@
-"""The log of a server: a line a request, written by a thread of its own, in a file that is rotated."""
+"""The access log of a server: a line per request, written by its own thread into a file that is rotated."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladder.errors import UserError
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+MAX_LOG_BYTES = 2**20
+"""A longer log is renamed, and a new file begins. Only the last renamed file is kept."""
 
-LARGEST = 2**20
-"""Bytes; the log before this one is kept, the one before that is not."""
-
-UNLOGGED = ("/health",)
-"""Asked ten times a second by the page alone."""
+NOT_LOGGED = ("/health",)
+"""The page alone sends ten of these requests per second."""
 
 
 class DroppingHandler(QueueHandler):
-    """Passes lines on to the thread that writes. On a disk that hangs they are lost, not piled up."""
+    """Passes lines to the thread that writes. If the disk hangs, a full queue drops further lines."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         with suppress(queue.Full):
@@ -39,18 +34,18 @@ class AccessLog:
         lines: queue.Queue[logging.LogRecord] = queue.Queue(10_000)
         self.logger.addHandler(DroppingHandler(lines))
         try:
-            to_file = RotatingFileHandler(file, maxBytes=LARGEST, backupCount=1, encoding="utf-8")
+            to_file = RotatingFileHandler(file, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the log {file}: {error.strerror}; name another --log") from error
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._writer = QueueListener(lines, to_file)
         self._writer.start()
 
-    def middleware(self, app: App) -> App:
-        """A plain ASGI wrapper, because FastAPI's own kind would hide from the app that a client has left."""
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Plain ASGI: FastAPI's own kind of middleware hides from the app that a client disconnects."""
 
-        async def logged(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["path"] in UNLOGGED:
+        async def logged(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["path"] in NOT_LOGGED:
                 await app(scope, receive, send)
                 return
             started, sent, status, part = time.perf_counter(), 0, 0, ""
@@ -75,11 +70,11 @@ class AccessLog:
         return logged
 
 
-def path_of(scope: MutableMapping[str, Any]) -> str:
-    """Without what may be private: the query, and an id, by which whoever knows it goes on with an upload."""
+def path_of(scope: Scope) -> str:
+    """The path, without what may be private: the query, and an upload's id, with which it can be resumed."""
     if "id" in scope.get("path_params", {}):
         route: str = scope["route"].path
         return route
-    # As it was sent, percent-encoded, it cannot forge a line.
+    # Percent-encoded, as it was sent, the path cannot contain a line break and forge a line.
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
     return path

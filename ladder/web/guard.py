@@ -1,4 +1,4 @@
-"""Which requests a server takes that runs on somebody's own machine, and how it refuses the others."""
+"""Protects a server on the user's own machine: which requests it accepts, and how it refuses the others."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-READING = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 def guard(app: FastAPI, hosts: Collection[str]) -> None:
-    """Take only what is meant for this server, `hosts` being the names by which it may be called."""
+    """Accept only requests that are meant for this server. `hosts` are the names that it may have."""
     app.add_middleware(Guard, hosts=hosts)
     app.add_middleware(CloseUnread)
 
 
 class Guard:
-    """Plain ASGI, because FastAPI's own kind of middleware would hide from the app that a client has left.
+    """Checks two headers that no web page can forge: Host, the server's name, and Origin, the page's address.
 
-    Browsers send requests for every page that they show, also to servers on their own machine. Two headers
-    that no page can forge tell what a request is: Host, the name under which the server was found, and
-    Origin, the page. A name that somebody else owns may point to this machine, and their page could then
-    read everything: so of names only localhost and `hosts` are answered to. And any page may send a form
-    anywhere: so what writes must come from a page of this server, or from what is no browser, which sends
-    no origin.
+    A browser sends requests for every page that it shows, also to servers on its own machine. The owner of a
+    domain can point it to this machine, and a page of that domain could then read everything here. So the
+    only names that are accepted are localhost and `hosts`. And every page may send a form to every server. So
+    a request that writes must come from a page of this server, or have no origin: then no browser sent it.
+
+    This is plain ASGI: FastAPI's own kind of middleware hides from the app that a client disconnects.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -37,19 +37,19 @@ class Guard:
         self.hosts = {host.strip().lower() for host in hosts} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: ASGIApp = self.app
+        response: ASGIApp = self.app
         if scope["type"] == "http":
             request = HTTPConnection(scope)
-            if not self.is_called_by_its_name(request):
-                detail = "this server is not known by that name; name it with --hosts"
-                answer = JSONResponse({"detail": detail}, 421)
-            elif scope["method"] not in READING and not self.comes_from_here(request):
-                answer = JSONResponse({"detail": "this origin may not write"}, 403)
-        await answer(scope, receive, send)
+            if not self.has_known_host(request):
+                detail = "unknown host name; allow it with --hosts"
+                response = JSONResponse({"detail": detail}, 421)
+            elif scope["method"] not in SAFE_METHODS and not self.has_own_origin(request):
+                response = JSONResponse({"detail": "this origin may not write"}, 403)
+        await response(scope, receive, send)
 
-    def is_called_by_its_name(self, request: HTTPConnection) -> bool:
+    def has_known_host(self, request: HTTPConnection) -> bool:
         host = request.headers.get("host")
-        if host is None:  # HTTP/1.0, which no browser speaks
+        if host is None:  # HTTP/1.0, which browsers do not use
             return True
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -57,16 +57,16 @@ class Guard:
             return False
         return name in self.hosts or is_local_or_address(name)
 
-    def comes_from_here(self, request: HTTPConnection) -> bool:
-        """The name in Host is one of ours by now, so a page of the same name is ours too."""
+    def has_own_origin(self, request: HTTPConnection) -> bool:
+        """Called when Host is known to be ours, so a page with the same name is ours too."""
         host = request.headers.get("host", "")
         return same_origin(request, f"http://{host}, https://{host}")
 
 
 class CloseUnread:
-    """Closes a connection when its request is answered before all of it was read.
+    """Closes the connection after a response that was sent before the whole request was read.
 
-    Otherwise a client that is refused would go on sending, and the server go on throwing away.
+    Otherwise a client that is refused would keep sending, and the server would keep discarding its bytes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -78,18 +78,18 @@ class CloseUnread:
             await self.app(scope, receive, send)
             return
 
-        async def reading() -> Message:
+        async def read() -> Message:
             nonlocal unread
             message = await receive()
             unread = message.get("more_body", False)
             return message
 
-        async def answering(message: Message) -> None:
+        async def respond(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self.app(scope, reading, answering)
+        await self.app(scope, read, respond)
 
 
 def has_body(headers: Headers) -> bool:
@@ -97,18 +97,18 @@ def has_body(headers: Headers) -> bool:
 
 
 def same_origin(connection: HTTPConnection, allowed: str) -> bool:
-    """Whether a page that opens this connection is one of ours.
+    """Whether the page that opens this connection is one of ours.
 
-    Browsers let every page open WebSockets to every server, and say only from where the page came. What is
-    no browser sends no origin. A name that somebody else owns may point to this machine, so that of names
-    only localhost is believed; others must be `allowed`, which is a list with commas.
+    Browsers let every page open WebSockets to every server, and only tell the server the page's origin. Other
+    clients send no origin. The owner of a domain can point it to this machine, so the only name that is
+    trusted is localhost. Other origins must be in `allowed`, a list separated by commas.
     """
     origin = connection.headers.get("origin")
     if origin is None or origin in (one.strip() for one in allowed.split(",") if one.strip()):
         return True
     try:
         parts = urlsplit(origin)
-    except ValueError:  # an address that is none, such as http://[
+    except ValueError:  # not an address, such as http://[
         return False
     return parts.netloc == connection.headers.get("host") and is_local_or_address(parts.hostname or "")
 

@@ -1,4 +1,4 @@
-"""What a rung's WebSockets rely on and no rung teaches: limits of a connection, its end, who may open one."""
+"""What rung 11's WebSockets need and the rung does not teach: limits of a connection, and how it ends."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ladder.web.server import WebSocketSettings
 MAX_MESSAGE_BYTES = 64 * 1024
 PING_SECONDS = 15.0
 BUFFER_BYTES = 64 * 1024
-"""What may be on its way to a client that does not read; more waits where it is counted."""
+"""Unsent bytes of a connection in the kernel and in uvicorn. Further messages wait in the rung's queue."""
 PIECE_BYTES = 8 * 1024
-"""What is taken apart at a time: a message of a few bytes takes many times as much once it is an object."""
+"""Received bytes that are parsed at once: as an object, a short message takes many times its size."""
 CLOSE_SECONDS = 1.0
-"""How long a client may take to read the last that it is sent."""
+"""How long a client may take to read the last message before the connection is closed."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's, which neither collects without end what a client sends or does not read, nor waits for it.
+    """Uvicorn's protocol, with bounded memory per connection, and a close that does not wait for the client.
 
-    To close a transport is to send first what is in its buffer. A client that never reads would keep its
-    connection open for ever. And the answer to a ping is written whether there is room for it or not. So a
-    client is read only while it reads, and only as far as its messages are taken.
+    Closing a transport first sends what is in its buffer, so a client that never reads would keep its
+    connection open for ever. Uvicorn also answers pings when the buffer is full. So this class reads from a
+    client only while the client reads, and only while its messages are handled.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -77,7 +77,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def wants_more(self) -> bool:
-        """Uvicorn sets `read_paused` while a message waits to be taken."""
+        """Uvicorn sets `read_paused` while a message waits to be handled."""
         return not (self.read_paused or self.transport.is_closing()) and self.writable.is_set()
 
 
@@ -88,12 +88,12 @@ def settings(ping_seconds: float) -> WebSocketSettings:
         "ws_max_size": MAX_MESSAGE_BYTES,
         "ws_ping_interval": ping_seconds,
         "ws_ping_timeout": ping_seconds,
-        "ws_per_message_deflate": False,  # 64 KB of memory and much time for each, to save a few bytes
+        "ws_per_message_deflate": False,  # costs memory and time per message; these are short
     }
 
 
 async def until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Whatever ends one of them, an error too, ends all; a client that is gone is no error."""
+    """When one of the tasks ends, by an error too, end all. A disconnect is not logged as an error."""
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -105,7 +105,7 @@ async def until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def until_empty(queue: asyncio.Queue[str], tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
-    """Wait until all of a queue has been dealt with, at most so long, and only while those run that do it."""
+    """Wait until the tasks have handled the whole queue, one of them ends, or the time is over."""
     emptied = asyncio.create_task(queue.join())
     try:
         await asyncio.wait({emptied, *tasks}, timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +114,7 @@ async def until_empty(queue: asyncio.Queue[str], tasks: Sequence[asyncio.Task[No
 
 
 async def happens(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it does within that time."""
+    """Whether the event is set within that time."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -123,13 +123,13 @@ async def happens(event: asyncio.Event, seconds: float) -> bool:
 
 
 async def refuse(socket: WebSocket, status: int, reason: str) -> None:
-    """Answer as if it were plain HTTP, so that a client learns why."""
+    """Reject the handshake with a plain HTTP response that says why."""
     headers = {"Retry-After": "1"} if status == 503 else {}
     await socket.send_denial_response(Response(reason, status, headers))
 
 
 async def say_goodbye(socket: WebSocket, code: int, reason: str) -> None:
-    """Close, and say why, if the client makes room for that in time."""
+    """Close with a reason, if the client reads it in time."""
     with suppress(TimeoutError, WebSocketDisconnect):
         async with asyncio.timeout(CLOSE_SECONDS):
             await socket.close(code, reason)
