@@ -163,7 +163,7 @@ def test_ctrl_c_while_the_engine_loads_leaves_nothing(temporary: Path, number: s
         process.close()
 
 
-def test_nobody_else_can_open_the_sockets(server: RungServer) -> None:
+def test_only_the_owner_can_open_the_sockets(server: RungServer) -> None:
     (line,) = [
         line.split()[-1]
         for line in Path("/proc/net/unix").read_text().splitlines()

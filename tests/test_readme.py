@@ -79,7 +79,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("command", "requests"), conversations(), ids=[" ".join(command[1:]) for command, _ in conversations()]
 )
 @pytest.mark.usefixtures("hub")
-def test_a_server_starts_answers_what_it_is_asked_and_ends(command: Command, requests: list[Command]) -> None:
+def test_a_server_starts_responds_to_its_requests_and_exits(
+    command: Command, requests: list[Command]
+) -> None:
     port = value_of(command, "--port") or "5000"
     process = RungProcess(command[1], (*command[2:], "--port", "0"))
     try:
