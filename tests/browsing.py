@@ -1,4 +1,4 @@
-"""Fixtures of the tests that use a real browser: Chromium, and pages that have no reason to complain."""
+"""Fixtures of the tests in a real browser: Chromium, and pages that must log no error."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NARROW = {"width": 360, "height": 780}
 Open = Callable[..., Page]
 Ready = Callable[[Page], None]
 
-# That a server refuses a request, or is gone, is for the browser to note, and not a fault of the page.
+# The browser logs rejected requests and lost servers. They are no error of the page.
 NOTED = re.compile(r"net::ERR_|the server responded with a status of (404|409|422|503)")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for a file of tests, closed after it: its event loop would be in the way of asyncio's."""
+    """One browser per test file, closed after it, because its event loop conflicts with asyncio's."""
     if find_chromium() is None:
         (pytest.fail if os.environ.get("LADDER_NEEDS_CHROMIUM") else pytest.skip)(MISSING)
     with chromium() as browser:
@@ -36,9 +36,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, ready: Ready) -> Iterator[Open]:
-    """Opens pages and waits until they are `ready`, a fixture that each file of tests has of its own.
+    """Opens pages and waits until they are `ready`, a fixture that each test file defines.
 
-    At the end, none of them may have complained.
+    At the end, no page may have logged an error.
     """
     complaints: list[str] = []
     contexts = []
@@ -63,8 +63,8 @@ def open_page(browser: Browser, ready: Ready) -> Iterator[Open]:
     assert complaints == []
 
 
-def assert_readable_by_all(page: Page) -> None:
-    """Axe finds nothing, and no line is wider than the screen."""
+def assert_accessible(page: Page) -> None:
+    """Axe finds no violation, and the page does not scroll sideways."""
     found = Axe().run(page).response["violations"]
     assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

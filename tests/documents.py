@@ -1,4 +1,4 @@
-"""What the documents of the repository tell their readers to type."""
+"""Finds the commands that the documents of the repository contain."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BLOCK = re.compile(
 IN_PROSE = re.compile(r"(?<!`)`((?:\.venv/bin/)?python |make )([^`\n]+)`")
 
 Command = tuple[str, ...]
-"""Its words."""
+"""The words of one command."""
 
 
 def commands_in(text: str) -> list[Command]:
-    """Those of its code blocks, which are fenced as bash, or indented; in the order in which they stand."""
+    """The commands in its code blocks (fenced as bash, or indented), in order."""
     blocks = (block["indented"] or block["fenced"] for block in BLOCK.finditer(text) if is_shell(block))
     return [command for block in blocks for line in lines(block) for command in split(line)]
 
@@ -37,7 +37,7 @@ def lines(block: str) -> list[str]:
 
 
 def split(line: str) -> Iterator[Command]:
-    """The commands of a line, without the comment at its end."""
+    """The commands in a line, without the comment at its end."""
     words: list[str] = []
     for word in [*shlex.split(line, comments=True), "&&"]:
         if word != "&&":
@@ -48,7 +48,7 @@ def split(line: str) -> Iterator[Command]:
 
 
 def commands_in_prose(text: str) -> list[Command]:
-    """Those that stand in backticks within a sentence."""
+    """The commands in backticks within a sentence."""
     without_blocks = BLOCK.sub("", text)
     return [tuple(shlex.split(start + rest)) for start, rest in IN_PROSE.findall(without_blocks)]
 
@@ -58,7 +58,7 @@ def is_python(command: Command) -> bool:
 
 
 def program(command: Command) -> tuple[str, list[str]]:
-    """The module that a Python command runs, and the words that it is given."""
+    """The module that a Python command runs, and its arguments."""
     _, script, *words = command
     if script == "-m":
         return words[0], words[1:]

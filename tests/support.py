@@ -1,6 +1,6 @@
-"""What several test files need: rungs, servers, requests over HTTP, a decoder that can be watched.
+"""Helpers for several test files: rungs, servers, requests over HTTP, a decoder that reports its passes.
 
-Nothing here waits by the clock. `eventually` is the one place that polls, with a bounded number of tries.
+Nothing here sleeps for a fixed time. Only `eventually` polls, with a bounded number of tries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ladder.web.server import Lifecycle, ReadyServer, WebSocketSettings, listen
 from ladder.web.sse import Event, EventParser
 
 ENGINE_TRACK = ("01", "09")
-"""The rungs that serve a language model; those of the second track serve something else."""
+"""First and last rung of the track that serves a language model."""
 
 STORY = "Tell me a story about a fox."
 QUESTION = "What is 2 + 2?"
@@ -56,16 +56,16 @@ PROMPTS = [
     "Tell me a story about a bear and a small bird that wanted to learn how to fly. " * 3,
     "1",
 ]
-"""Of many lengths, kinds and scripts."""
+"""Prompts of different lengths, kinds and scripts."""
 
 T = TypeVar("T")
 
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*.py"))
-"""Every rung, in the order in which they are climbed."""
+"""Every rung, in order."""
 
 RUNGS = [script for script in SCRIPTS if ENGINE_TRACK[0] <= script[:2] <= ENGINE_TRACK[1]]
-"""Those that serve a language model."""
+"""The rungs that serve a language model."""
 STREAMING_RUNGS = [script for script in RUNGS if script[:2] >= "02"]
 
 
@@ -74,7 +74,7 @@ def import_rung(script: str) -> ModuleType:
 
 
 def run_rung(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """A rung's script, run to its end."""
+    """Run a rung's script until it exits."""
     return run_python(str(ROOT / script), *flags)
 
 
@@ -86,7 +86,7 @@ def run_python(*arguments: str, timeout: float = 120) -> subprocess.CompletedPro
 async def eventually(
     probe: Callable[[], Awaitable[T]], holds: Callable[[T], bool], tries: int = 600, pause: float = 0.03
 ) -> T:
-    """Ask until the answer is as wanted, and return it; fail when it never is."""
+    """Poll until the result satisfies `holds`, and return it; fail after `tries`."""
     for _ in range(tries):
         answer = await probe()
         if holds(answer):
@@ -110,11 +110,11 @@ class Answer:
         return list(EventParser().feed(self.body))
 
     def tokens(self) -> list[dict[str, Any]]:
-        """The token events of a stream, without what ends it."""
+        """The token events of a stream, without the terminal event."""
         return [json.loads(event.data) for event in self.events() if is_token(event)]
 
     def error(self) -> Any:
-        """The error of a stream that ended in one."""
+        """The error event of a stream that failed."""
         (event,) = [event for event in self.events() if event.name == "error"]
         return json.loads(event.data)["error"]
 
@@ -144,7 +144,7 @@ def raw_request(prompt: str, **settings: Any) -> bytes:
 
 @asynccontextmanager
 async def long_stream(client: Client) -> AsyncIterator[asyncio.Task[Measurement]]:
-    """A stream of which the first token has come; the client leaves it with the block."""
+    """A stream that has sent its first token; the client disconnects at the end of the block."""
     begun = asyncio.Event()
     request = client.generate(STORY, max_tokens=3000, stream=True, on_token=lambda *_: begun.set())
     task = asyncio.create_task(request)
@@ -158,7 +158,7 @@ async def long_stream(client: Client) -> AsyncIterator[asyncio.Task[Measurement]
 
 @dataclass(frozen=True)
 class Server:
-    """A running server, and how a test talks to it."""
+    """A running server, and the requests that a test sends to it."""
 
     url: str
 
@@ -203,7 +203,7 @@ class Server:
         return await eventually(lambda: asyncio.to_thread(self.health), holds)
 
     def idle(self) -> dict[str, Any]:
-        """The /health that says that nothing is under way any more."""
+        """Wait until no request is in flight, and return that /health."""
         return asyncio.run(self.health_when(is_idle))
 
 
@@ -231,7 +231,7 @@ class RungServer(Server):
 
 
 class ServerPool:
-    """Starts each kind of server once, when it is first asked for."""
+    """Starts each kind of server once, at its first use."""
 
     def __init__(self) -> None:
         self._servers: dict[tuple[str, ...], RungServer] = {}
@@ -260,7 +260,7 @@ def start_rung(script: str, *flags: str) -> RungServer:
 
 @contextmanager
 def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
-    """A server for one test, because that test ends it or leaves its mark on it."""
+    """A server for one test, because that test stops it or changes its state."""
     server = start_rung(script, *flags)
     try:
         yield server
@@ -270,14 +270,14 @@ def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
 
 @contextmanager
 def serving(app: FastAPI, engine: Lifecycle, websockets: WebSocketSettings | None = None) -> Iterator[Server]:
-    """An ASGI app behind a real uvicorn in this process, for engines that a test has tampered with."""
+    """An ASGI app behind a real uvicorn in this process, for engines that a test has modified."""
     listener = listen("127.0.0.1", 0)
     host, port = listener.getsockname()
     server = ReadyServer(app, listener, engine, websockets)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        # The socket listens already, so that a request only waits until uvicorn is up.
+        # The socket already listens, so a request waits until uvicorn accepts it.
         yield Server(f"http://{host}:{port}")
     finally:
         server.should_exit = True
@@ -290,7 +290,7 @@ Before = Callable[[str, Sequence[int]], None]
 
 
 class WatchedDecoder(Decoder):
-    """The same model, with a look at every forward pass before it is run."""
+    """The same model; calls `before` ahead of every forward pass."""
 
     def __init__(self, decoder: Decoder, before: Before) -> None:
         self.__dict__.update(decoder.__dict__)
@@ -311,7 +311,7 @@ def watched(model: Model, before: Before) -> Model:
 
 @dataclass
 class Passes:
-    """A `Before` that counts, and breaks the forward pass of one number."""
+    """A `Before` that counts the passes and makes one of them fail."""
 
     fail_at: int = 0
     kinds: list[str] = field(default_factory=list)
@@ -339,7 +339,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Waitress(Server):
-    """The rung's app behind the server that runs it, with a look at the requests that wait for a worker."""
+    """The rung's app behind the server that runs it, and the requests that wait for a worker."""
 
     waiting: Sequence[object]
 
@@ -354,7 +354,7 @@ def serving_flask(app: Flask, workers: int) -> Iterator[Waitress]:
     try:
         yield Waitress(f"http://{host}:{port}", server.task_dispatcher.queue)
     finally:
-        with suppress(OSError):  # closing may close the trigger before its pull is over
+        with suppress(OSError):  # closing may close the trigger before its pull ends
             server.trigger.pull_trigger(server.close)
         thread.join()
         listener.close()
@@ -396,7 +396,7 @@ def untrained(config: Any) -> Any:
 
 
 def copy_tokenizer(directory: Path) -> None:
-    """A checkpoint made in a test speaks the bundled vocabulary."""
+    """Give a checkpoint made in a test the bundled tokenizer."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUNDLED / name, directory)
 
@@ -406,7 +406,7 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def make_endless(directory: Path) -> Path:
-    """The bundled model without an end token and with a longer context: it stops only when told to."""
+    """The bundled model with a longer context and no end token: it stops at max_tokens or an abort."""
     shutil.copytree(BUNDLED, directory)
     edit_json(directory / "config.json", eos_token_id=None, max_position_embeddings=4096)
     (directory / "generation_config.json").unlink()
@@ -414,14 +414,14 @@ def make_endless(directory: Path) -> Path:
 
 
 def one_line(text: str) -> str:
-    """The text of stderr, which must be one line that is no traceback."""
+    """The text of stderr, which must be one line and no traceback."""
     assert re.fullmatch(r"[^\n]+\n", text), text
     assert "Traceback" not in text
     return text.strip()
 
 
 def tracked_files() -> list[Path]:
-    """What git tracks, or would; without git, as in an archive, everything that is not hidden."""
+    """Files that git tracks or would track; without git, as in an archive, every file that is not hidden."""
     if shutil.which("git") and (ROOT / ".git").exists():
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,7 @@
-"""Holds rung 01 to what it shows: a request holds its worker, and nobody notices a client that left.
+"""Tests rung 01: a request blocks its worker, and a disconnect does not stop the generation.
 
-The order in which answers are complete is made certain: the model waits, in the middle of a generation,
-until the test has seen what it wants to see.
+The order of the responses is fixed: the model waits in the middle of a generation until the test has
+checked the server's state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ rung = import_rung(SCRIPT)
 
 
 class Finished(queue.SimpleQueue[str]):
-    """Requests that run in threads of their own: which are answered, and what /health said."""
+    """Requests in their own threads: the names of those that completed, and the last /health."""
 
     health: dict[str, Any]
 
@@ -56,15 +56,15 @@ def test_with_one_worker_health_waits_for_the_whole_generation(bundled: Model) -
         assert gate.reached.wait(timeout=60)
         threads.append(finished.start("health", server))
 
-        async def requests_that_wait() -> int:
+        async def waiting_requests() -> int:
             return len(server.waiting)
 
-        asyncio.run(eventually(requests_that_wait, lambda number: number == 1))
+        asyncio.run(eventually(waiting_requests, lambda number: number == 1))
         assert finished.empty()
         gate.opened.set()
         for thread in threads:
             thread.join()
-    # Which client's thread reports first is chance; what /health says is not: all the work was done.
+    # The order of the two threads is random. But /health was answered after the whole generation.
     assert (finished.health["running"], finished.health["steps"]) == (0, gate.passes)
 
 
@@ -88,12 +88,12 @@ def test_with_four_workers_as_many_requests_block_health_again(bundled: Model) -
         assert gate.reached.wait(timeout=60)
         threads += [finished.start(name, server) for name in ("generation",) * 4]
 
-        async def requests_that_wait() -> int:
+        async def waiting_requests() -> int:
             return len(server.waiting)
 
-        asyncio.run(eventually(requests_that_wait, lambda number: number == 1))
+        asyncio.run(eventually(waiting_requests, lambda number: number == 1))
         threads.append(finished.start("health", server))
-        asyncio.run(eventually(requests_that_wait, lambda number: number == 2))
+        asyncio.run(eventually(waiting_requests, lambda number: number == 2))
         assert finished.empty()
         gate.opened.set()
         for thread in threads:
@@ -101,8 +101,8 @@ def test_with_four_workers_as_many_requests_block_health_again(bundled: Model) -
     assert sorted(finished.get() for _ in threads) == ["generation"] * 5 + ["health"]
 
 
-def test_a_client_that_leaves_costs_the_full_work(pool: ServerPool, endless: Path) -> None:
-    """The flaw that rung 02 mends: every step that was asked for is run, for nobody."""
+def test_after_a_disconnect_all_steps_still_run(pool: ServerPool, endless: Path) -> None:
+    """The flaw that rung 02 fixes: the model keeps computing, though the client has disconnected."""
     server = pool(SCRIPT, "--model", str(endless))
     before = server.idle()["steps"]
     with server.raw() as connection:
@@ -111,7 +111,7 @@ def test_a_client_that_leaves_costs_the_full_work(pool: ServerPool, endless: Pat
     assert after["steps"] == server.idle()["steps"] == before + 200
 
 
-def test_a_stream_is_refused_with_the_name_of_the_rung_that_streams(pool: ServerPool) -> None:
+def test_the_error_for_a_stream_names_the_rung_that_streams(pool: ServerPool) -> None:
     answer = pool(SCRIPT).generate(QUESTION, stream=True)
     assert answer.status == 422
     (finding,) = answer.json()["detail"]
@@ -119,7 +119,7 @@ def test_a_stream_is_refused_with_the_name_of_the_rung_that_streams(pool: Server
     assert "02_async_streaming.py" in finding["msg"]
 
 
-def test_an_engine_that_fails_is_a_500_and_the_next_request_works(bundled: Model) -> None:
+def test_an_engine_error_is_a_500_and_the_next_request_works(bundled: Model) -> None:
     engine = rung.Engine(watched(bundled, Passes(fail_at=3)))
     with serving_flask(rung.create_app(engine), workers=1) as server:
         broken = server.generate(QUESTION, temperature=0, max_tokens=8)
@@ -129,8 +129,8 @@ def test_an_engine_that_fails_is_a_500_and_the_next_request_works(bundled: Model
         assert server.generate(QUESTION, temperature=0, max_tokens=8).status == 200
 
 
-def test_workers_wait_for_each_other_at_the_model(bundled: Model) -> None:
-    """With four workers, two texts are still made one after the other: each prefill starts a whole text."""
+def test_workers_use_the_model_one_after_the_other(bundled: Model) -> None:
+    """Four workers still generate one response after the other: no prefill starts inside a generation."""
     passes = Passes()
     engine = rung.Engine(watched(bundled, passes))
     with serving_flask(rung.create_app(engine), workers=4) as server:

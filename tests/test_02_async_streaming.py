@@ -1,7 +1,7 @@
-"""Holds rung 02 to its three promises: tokens as they come, a server that stays awake, no work for nobody.
+"""Tests rung 02: tokens stream, /health responds during a generation, a disconnect stops the request.
 
-Faults are injected: clients that leave at a given event or never read, a model that breaks in the middle,
-a server that is told to stop.
+Injected faults: clients that disconnect at a given event or never read, a model that fails in the middle,
+a server that is shut down.
 """
 
 from __future__ import annotations
@@ -50,37 +50,37 @@ def engine_over(model: Model, passes: Passes) -> Any:
 
 
 class AsgiClient:
-    """A client at the ASGI boundary: it sends one request, and decides when it is gone or stops reading."""
+    """A client at the ASGI boundary: it sends one request, then disconnects or stops reading as set."""
 
     def __init__(self, stream: bool, max_tokens: int = 500) -> None:
         body = {"prompt": STORY, "max_tokens": max_tokens, "stream": stream, "seed": 1}
         self.body = json.dumps(body).encode()
         self.sent_body = False
-        self.gone = asyncio.Event()
-        self.leave_at = 0
+        self.disconnected = asyncio.Event()
+        self.disconnect_at = 0
         self.stop_reading_at = 0
-        self.pieces: list[bytes] = []
+        self.chunks: list[bytes] = []
 
     async def receive(self) -> Message:
         if not self.sent_body:
             self.sent_body = True
             return {"type": "http.request", "body": self.body, "more_body": False}
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         if message["type"] != "http.response.body":
             return
-        self.pieces.append(message["body"])
-        if len(self.pieces) == self.leave_at:
-            self.gone.set()
-        if len(self.pieces) == self.stop_reading_at:
+        self.chunks.append(message["body"])
+        if len(self.chunks) == self.disconnect_at:
+            self.disconnected.set()
+        if len(self.chunks) == self.stop_reading_at:
             await asyncio.Event().wait()
 
     async def request(self, app: Any) -> None:
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn says
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn sends it
             "http_version": "1.1",
             "method": "POST",
             "scheme": "http",
@@ -92,12 +92,12 @@ class AsgiClient:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }
-        async with asyncio.timeout(60):  # an app that waits for ever fails the test, and does not hang it
+        async with asyncio.timeout(60):  # an app that never ends fails the test instead of blocking it
             await app(scope, self.receive, self.send)
 
 
 async def settle(engine: Any) -> None:
-    """Wait until the engine has dropped every request."""
+    """Wait until no request is in flight."""
 
     async def running() -> int:
         return int(engine.health().running)
@@ -106,25 +106,25 @@ async def settle(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("events", [1, 2, 9])
-def test_a_stream_whose_client_left_runs_two_more_steps_at_most(endless_model: Model, events: int) -> None:
+def test_after_a_disconnect_a_stream_runs_at_most_two_more_steps(endless_model: Model, events: int) -> None:
     passes = Passes()
     engine = engine_over(endless_model, passes)
 
-    async def leave() -> None:
+    async def disconnect_early() -> None:
         client = AsgiClient(stream=True)
-        client.leave_at = events
+        client.disconnect_at = events
         await client.request(rung.create_app(engine))
         await settle(engine)
 
-    asyncio.run(leave())
+    asyncio.run(disconnect_early())
     assert events <= len(passes.kinds) <= events + 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_a_whole_answer_whose_client_left_runs_two_more_steps_at_most(
+def test_after_a_disconnect_a_non_streaming_request_runs_at_most_two_more_steps(
     endless_model: Model, steps: int
 ) -> None:
-    async def leave() -> int:
+    async def disconnect_early() -> int:
         client = AsgiClient(stream=False)
         loop = asyncio.get_running_loop()
         passes = Passes()
@@ -132,32 +132,32 @@ def test_a_whole_answer_whose_client_left_runs_two_more_steps_at_most(
         def before(kind: str, slots: Sequence[int]) -> None:
             passes(kind, slots)
             if len(passes.kinds) == steps:
-                loop.call_soon_threadsafe(client.gone.set)
+                loop.call_soon_threadsafe(client.disconnected.set)
 
         engine = rung.Engine(watched(endless_model, before))
         await client.request(rung.create_app(engine))
         await settle(engine)
         return len(passes.kinds)
 
-    assert steps <= asyncio.run(leave()) <= steps + 2
+    assert steps <= asyncio.run(disconnect_early()) <= steps + 2
 
 
-def test_a_client_that_left_before_its_turn_costs_no_more_than_a_step(endless_model: Model) -> None:
+def test_a_disconnect_before_the_first_step_costs_at_most_one_step(endless_model: Model) -> None:
     passes = Passes()
     engine = engine_over(endless_model, passes)
 
-    async def leave() -> None:
+    async def disconnect_early() -> None:
         client = AsgiClient(stream=False)
-        client.gone.set()
+        client.disconnected.set()
         await client.request(rung.create_app(engine))
         await settle(engine)
 
-    asyncio.run(leave())
+    asyncio.run(disconnect_early())
     assert len(passes.kinds) <= 1
 
 
 @pytest.mark.parametrize("events", [1, 5])
-def test_a_client_that_never_reads_is_dropped_and_its_state_freed(
+def test_a_stalled_client_is_aborted_and_its_state_freed(
     endless_model: Model, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
     monkeypatch.setattr(EventStream, "send_timeout", 0.05)
@@ -172,18 +172,18 @@ def test_a_client_that_never_reads_is_dropped_and_its_state_freed(
         return client
 
     client = asyncio.run(stall())
-    assert len(client.pieces) == events
+    assert len(client.chunks) == events
     assert events <= len(passes.kinds) <= events + 1
-    assert b"[DONE]" not in b"".join(client.pieces)
+    assert b"[DONE]" not in b"".join(client.chunks)
 
 
-def test_a_producer_that_times_out_is_not_taken_for_a_client_that_never_reads(
+def test_a_timeout_of_the_producer_is_not_treated_as_a_stalled_client(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A disk's ETIMEDOUT is a TimeoutError too: it goes on, as any other failure does."""
+    """A disk's ETIMEDOUT is also a TimeoutError: it propagates like any other error."""
     ended: list[str] = []
 
-    async def pieces() -> AsyncGenerator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes]:
         yield b"data: {}\n\n"
         raise OSError(errno.ETIMEDOUT, "the disk does not answer")
 
@@ -191,12 +191,12 @@ def test_a_producer_that_times_out_is_not_taken_for_a_client_that_never_reads(
         return None
 
     with pytest.raises(TimeoutError, match="the disk does not answer"):
-        asyncio.run(EventStream(pieces(), on_close=lambda: ended.append("over")).stream_response(send))
+        asyncio.run(EventStream(chunks(), on_close=lambda: ended.append("over")).stream_response(send))
     assert ended == ["over"]
     assert caplog.messages == []
 
 
-def test_beside_a_client_that_never_reads_others_are_served(endless_model: Model) -> None:
+def test_a_stalled_client_does_not_block_other_requests(endless_model: Model) -> None:
     engine = engine_over(endless_model, Passes())
 
     async def one_stalls() -> list[bytes]:
@@ -208,13 +208,13 @@ def test_beside_a_client_that_never_reads_others_are_served(endless_model: Model
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await settle(engine)
-        return reading.pieces
+        return reading.chunks
 
     assert asyncio.run(one_stalls())[-2] == b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("step", [1, 2, 6])
-def test_a_stream_that_breaks_ends_in_one_error_event(endless_model: Model, step: int) -> None:
+def test_a_failing_stream_ends_with_one_error_event(endless_model: Model, step: int) -> None:
     engine = engine_over(endless_model, Passes(fail_at=step))
     with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6, stream=True)
@@ -222,25 +222,27 @@ def test_a_stream_that_breaks_ends_in_one_error_event(endless_model: Model, step
         assert [event.name for event in answer.events()] == ["message"] * (step - 1) + ["error"]
         assert answer.error() == {"type": "RuntimeError", "message": "the model broke"}
         assert b"[DONE]" not in answer.body
-        goes_on(server)
+        still_serves(server)
 
 
 @pytest.mark.parametrize("step", [1, 2, 6])
-def test_a_whole_answer_that_breaks_is_a_500_that_says_the_same(endless_model: Model, step: int) -> None:
+def test_a_failing_non_streaming_request_is_a_500_with_the_same_error(
+    endless_model: Model, step: int
+) -> None:
     engine = engine_over(endless_model, Passes(fail_at=step))
     with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6)
         assert answer.status == 500
         assert answer.json() == {"error": {"type": "RuntimeError", "message": "the model broke"}}
-        goes_on(server)
+        still_serves(server)
 
 
-def goes_on(server: Server) -> None:
+def still_serves(server: Server) -> None:
     assert server.idle()["running"] == 0
     assert server.generate(QUESTION, max_tokens=2).status == 200
 
 
-def test_the_neighbours_of_a_request_that_breaks_are_untouched(endless_model: Model) -> None:
+def test_only_the_failing_request_gets_an_error(endless_model: Model) -> None:
     engine = engine_over(endless_model, Passes(fail_at=40))
     greedy: dict[str, Any] = {"prompt": STORY, "temperature": 0, "max_tokens": 30}
 
@@ -260,7 +262,7 @@ def test_the_neighbours_of_a_request_that_breaks_are_untouched(endless_model: Mo
     assert broken[0].token_ids == alone["token_ids"][: len(broken[0].token_ids)]
 
 
-def test_two_requests_take_turns_step_by_step(endless_model: Model) -> None:
+def test_two_requests_alternate_step_by_step(endless_model: Model) -> None:
     order: list[int] = []
     engine = rung.Engine(endless_model)
     tokens = engine.tokens
@@ -284,8 +286,8 @@ def test_two_requests_take_turns_step_by_step(endless_model: Model) -> None:
     assert order == [10, 13] * 10 + [13] * 3
 
 
-def test_health_is_answered_between_the_steps_of_a_stream(endless_model: Model) -> None:
-    """Not after it: /health sees the request run, at a step that is neither the first nor the last."""
+def test_health_responds_between_the_steps_of_a_stream(endless_model: Model) -> None:
+    """Not only after the stream: /health shows the running request in the middle of its steps."""
     engine = engine_over(endless_model, Passes())
 
     async def look(url: str) -> list[dict[str, Any]]:
@@ -300,7 +302,7 @@ def test_health_is_answered_between_the_steps_of_a_stream(endless_model: Model) 
     assert steps[-1] < 3000
 
 
-def test_an_engine_that_stops_takes_no_more_requests(endless_model: Model) -> None:
+def test_a_stopped_engine_rejects_new_requests(endless_model: Model) -> None:
     passes = Passes()
     engine = engine_over(endless_model, passes)
     engine.stop()
@@ -310,7 +312,7 @@ def test_an_engine_that_stops_takes_no_more_requests(endless_model: Model) -> No
     assert passes.kinds == []
 
 
-def test_a_server_that_stops_tells_the_requests_that_are_open(endless: Path) -> None:
+def test_at_shutdown_open_requests_get_an_error(endless: Path) -> None:
     async def stop_while_open() -> tuple[list[Measurement], int]:
         with own_rung(SCRIPT, "--model", str(endless)) as server:
             async with Client(server.url) as client:

@@ -1,4 +1,4 @@
-"""Holds rung 03 to its batches: who shares one, what a full queue answers, what a closed batch costs."""
+"""Tests rung 03: how batches form, what a static batch costs, and the response of a full queue."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support import QUESTION, STORY, Passes, RungServer, import_rung, own_
 
 SCRIPT = "03_batching.py"
 rung = import_rung(SCRIPT)
-PATIENT = ("--max-wait-ms", "60000")
-"""A batch is closed only when it is full: what the tests see does not depend on time."""
+NO_TIMEOUT = ("--max-wait-ms", "60000")
+"""A batch starts only when it is full, so the results do not depend on time."""
 
 
 def story(tokens: int) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def story(tokens: int) -> dict[str, Any]:
 
 
 def steps_of(server: RungServer, *lengths: int) -> tuple[int, list[list[int]]]:
-    """Steps that requests of these lengths take together, and the tokens of each."""
+    """The steps that concurrent requests of these lengths take, and the tokens of each request."""
 
     async def all_at_once() -> list[list[int]]:
         async with Client(server.url) as client:
@@ -36,8 +36,8 @@ def steps_of(server: RungServer, *lengths: int) -> tuple[int, list[list[int]]]:
     return server.idle()["steps"] - before, tokens
 
 
-def test_a_full_batch_takes_the_steps_of_its_longest() -> None:
-    with own_rung(SCRIPT, "--max-batch", "4", *PATIENT) as server:
+def test_a_full_batch_runs_the_steps_of_its_longest_request() -> None:
+    with own_rung(SCRIPT, "--max-batch", "4", *NO_TIMEOUT) as server:
         steps, tokens = steps_of(server, 3, 20, 7, 11)
         assert steps == 20
         assert [len(ids) for ids in tokens] == [3, 20, 7, 11]
@@ -47,36 +47,36 @@ def test_a_full_batch_takes_the_steps_of_its_longest() -> None:
         assert sum(used) == 3 + 20 + 7 + 11
 
 
-def test_more_than_a_batch_are_two_batches() -> None:
-    with own_rung(SCRIPT, "--max-batch", "2", *PATIENT) as server:
+def test_more_requests_than_max_batch_form_two_batches() -> None:
+    with own_rung(SCRIPT, "--max-batch", "2", *NO_TIMEOUT) as server:
         steps, _ = steps_of(server, 6, 6, 9, 9)
-        assert steps in (6 + 9, 9 + 9)  # as they happened to arrive
+        assert steps in (6 + 9, 9 + 9)  # depends on the order of arrival
 
 
-def test_a_batch_of_one_closes_when_its_time_is_up() -> None:
+def test_a_batch_of_one_starts_after_the_batch_timeout() -> None:
     with own_rung(SCRIPT, "--max-batch", "4", "--max-wait-ms", "0") as server:
         assert steps_of(server, 5)[0] == 5
 
 
-def test_a_cancelled_row_is_sent_nothing_and_ends_the_batch_if_it_was_the_longest() -> None:
-    async def leave_early(url: str) -> int:
+def test_a_disconnect_of_the_longest_request_ends_the_batch_early() -> None:
+    async def disconnect_early(url: str) -> int:
         async with Client(url) as client:
             short = asyncio.create_task(client.generate(**story(30)))
             await client.generate(**story(900), leave_after=3)
             await short
             return len(short.result().token_ids)
 
-    with own_rung(SCRIPT, "--max-batch", "2", *PATIENT) as server:
-        assert asyncio.run(leave_early(server.url)) == 30
+    with own_rung(SCRIPT, "--max-batch", "2", *NO_TIMEOUT) as server:
+        assert asyncio.run(disconnect_early(server.url)) == 30
         assert server.idle()["steps"] <= 32
 
 
 @pytest.mark.parametrize("script", ["03_batching.py", "04_continuous_batching.py", "05_async_scheduling.py"])
-def test_a_full_queue_refuses_at_once_while_streams_go_on(script: str, endless: Any) -> None:
+def test_a_full_queue_rejects_immediately_and_open_streams_continue(script: str, endless: Any) -> None:
     flags = ("--max-batch", "1", "--max-queue", "1", "--model", str(endless))
     with own_rung(script, *flags) as server:
 
-        async def crowd() -> None:
+        async def fill_the_queue() -> None:
             async with Client(server.url) as client:
                 begun, answered = asyncio.Event(), asyncio.Event()
 
@@ -97,14 +97,14 @@ def test_a_full_queue_refuses_at_once_while_streams_go_on(script: str, endless: 
                     assert int(refused.headers["retry-after"]) >= 1
                     assert refused.json()["error"]["type"] == "QueueFull"
                 assert server.health()["status"] == "ok"
-                answered.set()  # another token of the running stream must come before it is cancelled
+                answered.set()  # the running stream must get another token before it is cancelled
                 await asyncio.gather(running, return_exceptions=True)
                 assert (await waiting).done
 
-        asyncio.run(crowd())
+        asyncio.run(fill_the_queue())
 
 
-def test_what_breaks_a_pass_fails_its_batch_and_the_next_one_is_served(bundled: Model) -> None:
+def test_a_failing_pass_fails_its_batch_and_the_next_batch_is_served(bundled: Model) -> None:
     engine = rung.Engine(watched(bundled, Passes(fail_at=3)), rung.Config(max_wait_ms=0))
     with serving(rung.create_app(engine), engine) as server:
         answer = server.generate(STORY, temperature=0, max_tokens=6, stream=True)
@@ -113,15 +113,15 @@ def test_what_breaks_a_pass_fails_its_batch_and_the_next_one_is_served(bundled: 
         assert server.generate(STORY, temperature=0, max_tokens=6).status == 200
 
 
-def test_a_place_in_the_queue_is_free_again_when_its_client_leaves(bundled: Model) -> None:
-    """At the engine's boundary, before its batch is closed."""
+def test_a_disconnect_frees_the_place_in_the_queue(bundled: Model) -> None:
+    """At the engine's interface, before the batch starts."""
     engine = rung.Engine(bundled, rung.Config(max_wait_ms=60_000, max_queue=1))
 
-    async def come_and_go() -> None:
+    async def submit_and_abort() -> None:
         for _ in range(5):
             sequence: Sequence = engine.submit(GenerateRequest(prompt=QUESTION))
             engine.abort(sequence)
         assert engine.health().waiting == 0
 
-    asyncio.run(come_and_go())
+    asyncio.run(submit_and_abort())
     engine.stop()

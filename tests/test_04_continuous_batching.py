@@ -1,4 +1,4 @@
-"""Holds rung 04 to its scheduler: every request ends once, no slot is shared or lost, nobody starves."""
+"""Tests rung 04's scheduler: every request ends once, no slot is shared or lost, no request starves."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def request(number: int, prompt: int, tokens: int) -> EngineRequest:
 requests = st.tuples(st.integers(1, 60), st.integers(1, 12))
 actions = st.one_of(
     st.tuples(st.just("arrive"), requests),
-    st.tuples(st.just("leave"), st.integers(0, 30)),
+    st.tuples(st.just("abort"), st.integers(0, 30)),
     st.tuples(st.just("fail"), st.integers(0, 3)),
     st.tuples(st.just("step"), st.none()),
 )
 
 
 class Simulation:
-    """A scheduler over slots that are only looked at: who holds which, and what each has had."""
+    """A scheduler without a model: it tracks the slot of each request and the tokens that it got."""
 
     def __init__(self, max_batch: int, kv_tokens: int, prefill_chunk: int) -> None:
         self.scheduler = rung.Scheduler(Slots(kv_tokens, context=256), max_batch, prefill_chunk)
@@ -108,19 +108,19 @@ class Simulation:
 
 
 @given(st.lists(actions, max_size=120), st.integers(1, 5), st.integers(256, 1024), st.integers(1, 64))
-def test_any_course_of_events_ends_every_request_once(
-    course: list[tuple[str, Any]], max_batch: int, kv_tokens: int, prefill_chunk: int
+def test_after_any_sequence_of_events_every_request_has_ended_once(
+    events: list[tuple[str, Any]], max_batch: int, kv_tokens: int, prefill_chunk: int
 ) -> None:
     simulation = Simulation(max_batch, kv_tokens, prefill_chunk)
-    for action, detail in course:
+    for action, detail in events:
         if action == "arrive":
             simulation.arrive(*detail)
-        elif action == "leave" and detail in simulation.alive:
+        elif action == "abort" and detail in simulation.alive:
             simulation.end(simulation.alive[detail])
         elif action in ("step", "fail"):
             simulation.step(detail)
         simulation.check()
-    # 60 prompt tokens in pieces of one, and 12 tokens, each in turn with the other kind of step.
+    # 60 prompt tokens in chunks of one, and 12 decode steps; both kinds of steps alternate.
     for _ in range(2 * 72 * (len(simulation.alive) + 1)):
         simulation.step()
     assert simulation.alive == {}
@@ -154,10 +154,10 @@ def real_request(model: Model, number: int, prompt: str, tokens: int) -> EngineR
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 256])
 @pytest.mark.parametrize("memory", [1, 512])
-def test_joins_leaves_pieces_and_new_slot_sizes_change_no_token(
+def test_joins_aborts_chunks_and_new_slot_sizes_do_not_change_tokens(
     bundled: Model, oracle: Oracle, chunk: int, memory: int
 ) -> None:
-    """Random arrivals and aborts over few slots and little memory; who stays equals transformers alone."""
+    """Random arrivals and aborts, few slots, little memory: all other requests match transformers."""
     chance = random.Random(chunk * memory)
     core = core_over(bundled, max_batch=4, kv_memory=memory, prefill_chunk=chunk)
     waiting = [
@@ -167,26 +167,26 @@ def test_joins_leaves_pieces_and_new_slot_sizes_change_no_token(
     asked = {one.id: one for one in waiting if one.size <= core.context}
     waiting = list(asked.values())
     tokens: dict[int, list[int]] = {}
-    left: set[int] = set()
+    aborted: set[int] = set()
     while waiting or core.states:
         if waiting and chance.random() < 0.3:
             core.handle(waiting.pop(0))
         if core.states and chance.random() < 0.05:
             number = chance.choice(sorted(core.states))
-            left.add(number)
+            aborted.add(number)
             core.handle(Abort(number))
         if update := core.step():
             for token in update.tokens:
                 tokens.setdefault(token.id, []).append(token.token_id)
-    stayed = [one for one in asked.values() if one.id not in left]
-    assert len(stayed) > 4
-    for one in stayed:
+    unaborted = [one for one in asked.values() if one.id not in aborted]
+    assert len(unaborted) > 4
+    for one in unaborted:
         assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
     assert core.runner.cache.occupied() == []
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
-def test_who_breaks_a_pass_fails_alone(bundled: Model, oracle: Oracle, kind: str) -> None:
+def test_only_the_failing_request_gets_an_error(bundled: Model, oracle: Oracle, kind: str) -> None:
     poisoned: list[int] = []
 
     def before(this: str, slots: Rows[int]) -> None:
@@ -216,7 +216,7 @@ def test_who_breaks_a_pass_fails_alone(bundled: Model, oracle: Oracle, kind: str
             assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
 
 
-def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> None:
+def test_a_long_prompt_does_not_stall_other_requests(bundled: Model) -> None:
     core = core_over(bundled, prefill_chunk=16)
     core.handle(real_request(bundled, 0, STORY, 60))
     while not core.step().tokens:
@@ -225,14 +225,14 @@ def test_a_long_prompt_does_not_stop_the_tokens_of_others(bundled: Model) -> Non
     kinds: list[list[int]] = []
     while [1] not in kinds:
         kinds.append([token.id for token in core.step().tokens])
-    assert kinds == [*[[0], []] * 12, [0], [1]]  # 13 pieces of 16; between two of them, a token
+    assert kinds == [*[[0], []] * 12, [0], [1]]  # 13 chunks of 16, a decode step between them
 
 
-@pytest.mark.parametrize("leaves", [True, False], ids=["below who writes", "above who writes"])
-def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
-    bundled: Model, leaves: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("abort_below", [True, False], ids=["below a decoding slot", "above a decoding slot"])
+def test_the_prefill_time_is_that_of_its_chunks_in_any_slot(
+    bundled: Model, abort_below: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Below a slot that writes, a prompt's row takes part in passes for tokens, which are not for it."""
+    """Below a decoding slot, a prompt's row is a wasted row of the decode passes; they do not count."""
     monkeypatch.setattr(rung, "milliseconds_since", lambda _: 1.0)
     core = core_over(bundled, prefill_chunk=16)
     for number in (0, 1):
@@ -241,8 +241,8 @@ def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
         pass
     core.handle(request(2, 160, 4))
     core.step()
-    if leaves:
-        core.handle(Abort(0))  # and the last one, whose prompt is being read, moves into its slot
+    if abort_below:
+        core.handle(Abort(0))  # then the last request, still in prefill, moves into its slot
         assert core.states[2].slot < core.states[1].slot
     tokens: list[Any] = []
     while not tokens:
@@ -250,8 +250,8 @@ def test_the_time_for_a_prompt_is_that_of_its_pieces_wherever_its_slot_is(
     assert tokens[0].milliseconds == 10
 
 
-def test_the_oldest_is_not_overtaken_by_shorter_ones(bundled: Model) -> None:
-    """The first in the queue needs more room than is free; the small ones behind it wait too."""
+def test_shorter_requests_do_not_overtake_the_oldest(bundled: Model) -> None:
+    """The oldest waiting request needs more memory than is free; the small ones behind it also wait."""
     core = core_over(bundled, max_batch=4, kv_memory=1)  # one MiB: 256 tokens
     size = core.scheduler.slots.tokens
     first, large, *small = (
@@ -266,7 +266,7 @@ def test_the_oldest_is_not_overtaken_by_shorter_ones(bundled: Model) -> None:
     assert max(place for place, one in enumerate(ends) if one == 1) < ends.index(2)
 
 
-def test_too_little_memory_is_told_at_once(bundled: Model) -> None:
+def test_too_little_kv_memory_is_an_error_at_start(bundled: Model) -> None:
     huge = bundled.decoder.tokens_in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundled.decoder, "tokens_in", lambda memory: huge(memory) // 10**6)
@@ -274,7 +274,7 @@ def test_too_little_memory_is_told_at_once(bundled: Model) -> None:
             core_over(bundled, kv_memory=1)
 
 
-def test_a_request_longer_than_the_servers_context_is_a_wrong_field() -> None:
+def test_a_request_longer_than_max_context_is_a_422() -> None:
     with own_rung(SCRIPT, "--max-context", "40") as server:
         assert server.generate(QUESTION, max_tokens=39).status == 422
         assert server.generate(QUESTION, max_tokens=20).status == 200
@@ -289,13 +289,13 @@ def batching_server(pool: Any, endless: Any, request: pytest.FixtureRequest) -> 
     return server
 
 
-def test_sixteen_at_once_need_few_steps(batching_server: RungServer) -> None:
-    async def crowd() -> None:
+def test_sixteen_concurrent_requests_share_their_steps(batching_server: RungServer) -> None:
+    async def sixteen_clients() -> None:
         async with Client(batching_server.url) as client:
             await asyncio.gather(*(client.generate(STORY, max_tokens=64) for _ in range(16)))
 
     before = batching_server.idle()["steps"]
-    asyncio.run(crowd())
+    asyncio.run(sixteen_clients())
     assert 64 <= batching_server.idle()["steps"] - before <= 64 + 16 + 8
 
 
@@ -318,20 +318,20 @@ def test_health_shows_the_slots(batching_server: RungServer) -> None:
     batching_server.idle()
 
 
-def test_five_hundred_cancelled_requests_leave_nothing(batching_server: RungServer) -> None:
-    async def come_and_go(number: int) -> None:
+def test_five_hundred_cancelled_requests_leak_nothing(batching_server: RungServer) -> None:
+    async def connect_and_disconnect(number: int) -> None:
         async with Client(batching_server.url) as client:
             for turn in range(20):
                 await client.generate(
                     STORY, max_tokens=3000, stream=True, temperature=0, leave_after=1 + (number + turn) % 4
                 )
 
-    async def crowd() -> None:
-        await asyncio.gather(*(come_and_go(number) for number in range(25)))
+    async def twenty_five_clients() -> None:
+        await asyncio.gather(*(connect_and_disconnect(number) for number in range(25)))
         await batching_server.health_when(is_idle)
 
     threads = batching_server.threads()
-    asyncio.run(crowd())
+    asyncio.run(twenty_five_clients())
     before = batching_server.idle()
     assert batching_server.threads() <= threads + 1
     assert len(batching_server.generate(QUESTION, max_tokens=20, stream=True).tokens()) == 20
@@ -340,8 +340,10 @@ def test_five_hundred_cancelled_requests_leave_nothing(batching_server: RungServ
 
 
 @pytest.mark.parametrize("context", [100, 513, 777, 1001])
-def test_memory_can_be_cut_into_slots_of_any_length(bundled: Model, oracle: Oracle, context: int) -> None:
-    """Also where the longest request is no multiple of the smallest slot."""
+def test_the_kv_cache_can_be_divided_into_slots_of_any_length(
+    bundled: Model, oracle: Oracle, context: int
+) -> None:
+    """Even if the longest request is not a multiple of the smallest slot."""
     core = core_over(bundled, max_batch=4, max_context=context)
     prompt = bundled.tokenizer.encode(STORY)
     sizes = [20, context, 60, context // 2, context, 20]
@@ -354,10 +356,10 @@ def test_memory_can_be_cut_into_slots_of_any_length(bundled: Model, oracle: Orac
         assert tokens[one.id] == oracle.generate(prompt, one.max_tokens)
 
 
-def test_a_pass_that_breaks_after_it_has_written_is_begun_anew(
+def test_a_pass_that_fails_after_writing_to_the_cache_is_repeated(
     bundled: Model, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it has written is no part of anybody's text."""
+    """Its writes to the KV cache do not change any output."""
     passes = iter(range(10**6))
 
     def breaking(*arguments: Any) -> Any:
@@ -375,8 +377,8 @@ def test_a_pass_that_breaks_after_it_has_written_is_begun_anew(
         assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
 
 
-def test_nobody_waits_for_an_engine_that_cannot_schedule(bundled: Model) -> None:
-    """Its mistake ends the requests under way, not the server."""
+def test_a_scheduler_error_fails_all_requests_but_not_the_server(bundled: Model) -> None:
+    """Requests in flight get the error; the next request is served."""
     engine = rung.Engine(bundled, EngineConfig())
     schedule = engine.core.scheduler.schedule
     steps = iter(range(10**6))

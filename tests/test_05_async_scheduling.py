@@ -1,4 +1,4 @@
-"""Holds rung 05 to its two processes: what crosses between them, and what happens when one is gone."""
+"""Tests rung 05's two processes: their messages, and what happens when one of them dies or hangs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ rung = import_rung(SCRIPT)
 
 @pytest.fixture(autouse=True)
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What is left here is left by this test. A short path: the name of a socket may not be long."""
+    """A TMPDIR for this test only. Its path is short, because the length of a socket's name is limited."""
     with tempfile.TemporaryDirectory() as directory:
         monkeypatch.setenv("TMPDIR", directory)
         yield Path(directory)
@@ -51,21 +51,21 @@ def server(endless: Path) -> Iterator[RungServer]:
 
 
 def alive(pid: int) -> bool:
-    """A zombie is dead; only its parent has not looked yet."""
+    """Whether the process runs. A zombie counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-async def gone(pid: int) -> None:
+async def wait_for_exit(pid: int) -> None:
     async def still() -> bool:
         return alive(pid)
 
     await eventually(still, lambda there: not there)
 
 
-async def until_ready(server: RungServer) -> None:
+async def wait_until_ready(server: RungServer) -> None:
     async def ready() -> int:
         return (await asyncio.to_thread(server.request, "GET", "/ready")).status
 
@@ -77,12 +77,12 @@ async def until_ready(server: RungServer) -> None:
     [(signal.SIGKILL, "plain"), (signal.SIGSTOP, "plain"), (signal.SIGKILL, "overlapped")],
     ids=["killed", "hanging", "killed, overlapped"],
 )
-def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signals, loop: str) -> None:
-    """Its streams end in an error event, /ready says so, /health goes on, and later requests are served."""
+def test_a_dead_or_hanging_engine_is_replaced(endless: Path, number: signal.Signals, loop: str) -> None:
+    """Streams get an error event, /ready returns 503, /health responds, and later requests are served."""
     with own_rung(SCRIPT, "--model", str(endless), "--loop", loop) as server:
         before = server.health()
 
-        async def lose() -> list[Measurement]:
+        async def lose_the_engine() -> list[Measurement]:
             async with Client(server.url) as client:
 
                 def on_token(measurement: Measurement, _: str) -> None:
@@ -105,10 +105,10 @@ def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signal
                 assert health["status"] == "ok"
                 assert health["engine_pid"] is None
                 assert (health["running"], health["waiting"]) == (0, 0)
-                await until_ready(server)
+                await wait_until_ready(server)
                 return list(broken)
 
-        first, second, whole = asyncio.run(lose())
+        first, second, whole = asyncio.run(lose_the_engine())
         assert len(first.token_ids) >= 5
         for broken in (first, second, whole):
             assert broken.error is not None
@@ -120,12 +120,12 @@ def test_an_engine_that_is_lost_is_replaced(endless: Path, number: signal.Signal
         assert after["restarts"] == before["restarts"] + 1
         assert after["engine_pid"] not in (None, before["engine_pid"])
         assert after["steps"] > before["steps"]
-        asyncio.run(gone(before["engine_pid"]))
+        asyncio.run(wait_for_exit(before["engine_pid"]))
         assert len(server.process.errors().splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
+def test_any_exit_of_the_server_stops_its_engine_and_leaves_no_file(
     endless: Path, temporary: Path, number: signal.Signals
 ) -> None:
     with own_rung(SCRIPT, "--model", str(endless)) as server:
@@ -133,7 +133,7 @@ def test_whatever_ends_the_server_ends_its_engine_and_leaves_no_file(
         (own,) = temporary.glob("ladder-*")
         status = server.process.stop(number)
         assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
-        asyncio.run(gone(engine))
+        asyncio.run(wait_for_exit(engine))
 
         async def exists() -> bool:
             return own.exists()
@@ -163,7 +163,7 @@ def test_ctrl_c_while_the_engine_loads_leaves_nothing(temporary: Path, number: s
         process.close()
 
 
-def test_nobody_else_can_open_the_sockets(server: RungServer) -> None:
+def test_only_the_owner_can_open_the_sockets(server: RungServer) -> None:
     (line,) = [
         line.split()[-1]
         for line in Path("/proc/net/unix").read_text().splitlines()
@@ -181,7 +181,7 @@ def alive_in(line: str, server: RungServer) -> bool:
     return str(directory).encode() in arguments
 
 
-def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, temporary: Path) -> None:
+def test_an_engine_that_cannot_start_prints_one_line(tmp_path: Path, temporary: Path) -> None:
     done = run_rung(SCRIPT, "--port", "0", "--model", str(tmp_path))
     assert done.returncode == 1
     assert done.stdout == ""
@@ -190,8 +190,8 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path: Path, temporary: Path
     assert list(temporary.glob("ladder-*")) == []
 
 
-def test_sockets_that_cannot_be_made_are_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    far = temporary / ("d" * 100)  # the name of a socket may have some 107 bytes
+def test_sockets_that_cannot_be_made_print_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = temporary / ("d" * 100)  # the name of a socket is limited to about 107 bytes
     far.mkdir()
     monkeypatch.setenv("TMPDIR", str(far))
     done = run_rung(SCRIPT, "--port", "0")
@@ -201,8 +201,8 @@ def test_sockets_that_cannot_be_made_are_one_line(temporary: Path, monkeypatch: 
     assert list(far.iterdir()) == []
 
 
-def test_a_pause_of_the_web_side_is_no_silence_of_the_engine(server: RungServer) -> None:
-    """A laptop that slept, or a loop that was busy: what the engine has said meanwhile is read first."""
+def test_a_paused_web_server_does_not_replace_its_engine(server: RungServer) -> None:
+    """After a laptop's sleep or a busy event loop, queued heartbeats are read before the timeout counts."""
     before = server.health()["engine_pid"]
     os.kill(server.process.pid, signal.SIGSTOP)
     time.sleep(2 * rung.HEARTBEAT_TIMEOUT)
@@ -213,11 +213,11 @@ def test_a_pause_of_the_web_side_is_no_silence_of_the_engine(server: RungServer)
 
 
 def test_aborts_reach_the_engine(server: RungServer) -> None:
-    async def leave() -> None:
+    async def disconnect() -> None:
         async with Client(server.url) as client:
             await client.generate(STORY, max_tokens=3000, stream=True, leave_after=4)
 
-    asyncio.run(leave())
+    asyncio.run(disconnect())
     assert server.idle()["tokens"] < 3000
 
 
@@ -233,7 +233,7 @@ def test_aborts_reach_the_engine(server: RungServer) -> None:
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_messages_arrive_as_they_were_sent(message: Any) -> None:
+def test_decoding_an_encoded_message_gives_the_same_message(message: Any) -> None:
     read: Any = read_command if isinstance(message, EngineRequest | Abort) else read_report
     assert read(encode(message)) == message
 
@@ -241,6 +241,6 @@ def test_messages_arrive_as_they_were_sent(message: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", encode({"type": "EngineRequest", "id": "x"}), b"cos\nsystem\n(S'true'\ntR."]
 )
-def test_anything_else_is_no_message(data: bytes) -> None:
+def test_invalid_messages_are_rejected(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         read_command(data)

@@ -1,4 +1,4 @@
-"""Every benchmark runs, prints its ratios, and writes samples that name where they come from."""
+"""Tests that every benchmark runs, prints its ratios, and writes samples with their origin."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_engine(tmp_path: Path, endless: Path) -> None:
     assert "04 / transformers" in done.stdout
 
 
-def test_all_contenders_are_asked_the_same_and_no_two_clients_alike(
+def test_all_contenders_get_the_same_prompts_and_each_client_its_own(
     endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = engine.asked_by(4, str(endless))
@@ -71,7 +71,7 @@ def test_all_contenders_are_asked_the_same_and_no_two_clients_alike(
     for name in ("04", "handmade"):
         asyncio.run(engine.OverHttp(name, name).burst(asked))
     prompts = [one.request for one in asked]
-    assert sent == [("04", prompts, None), ("handmade", prompts, None)], "nobody is probed"
+    assert sent == [("04", prompts, None), ("handmade", prompts, None)], "/health is not probed"
 
     repeat = "for line in __import__('sys').stdin: print(len(set(map(tuple, eval(line)['prompts']))))"
     with subprocess.Popen(
@@ -82,7 +82,7 @@ def test_all_contenders_are_asked_the_same_and_no_two_clients_alike(
     assert burst.tokens_per_second == engine.OUTPUT_TOKENS, "four different prompts"
 
 
-def test_llama_cpp_runs_the_very_weights_of_the_rungs() -> None:
+def test_llama_cpp_runs_the_same_weights_as_the_rungs() -> None:
     pytest.importorskip("xllamacpp")
     prompt = {"prompt": " a a a a", "max_tokens": 8, "temperature": 0}
     server = ServerProcess("-m", "benchmarks.llama_cpp", "random:smollm2-135m", "float32")
@@ -101,7 +101,7 @@ async def text_of(url: str, prompt: dict[str, Any]) -> str:
         return (await client.generate(**prompt)).text
 
 
-def test_what_llama_cpp_is_not_given_is_said_in_one_line() -> None:
+def test_an_unsupported_model_for_llama_cpp_prints_one_line() -> None:
     command = [sys.executable, "-m", "benchmarks.llama_cpp", "random:qwen3-0.6b", "int8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

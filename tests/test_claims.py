@@ -1,4 +1,4 @@
-"""Every measured number in a text is what a committed result says; definitions are what they claim to be."""
+"""Tests that numbers in texts equal the committed results, and that metric definitions are correct."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ every_text = pytest.mark.parametrize("file", claims.texts(), ids=lambda file: st
 
 
 @every_text
-def test_numbers_in_texts_are_what_was_measured(file: Path) -> None:
+def test_numbers_in_texts_equal_the_measured_results(file: Path) -> None:
     mistakes = claims.wrong(file.read_text())
     assert mistakes == [], (
-        "measured anew? python -m benchmarks.claims; a trial? git checkout benchmarks/results"
+        "new results? python -m benchmarks.claims; only a trial? git checkout benchmarks/results"
     )
 
 
 @every_text
-def test_every_measured_number_says_where_it_comes_from(file: Path) -> None:
+def test_every_measured_number_has_a_source(file: Path) -> None:
     assert claims.without_source(file.read_text()) == []
 
 
@@ -40,19 +40,19 @@ RESULTS_USED = sorted(
 )
 
 
-def test_the_texts_use_many_results() -> None:
+def test_the_texts_use_several_results() -> None:
     assert {"README.md", "NOTES.md"} < {file.name for file in claims.texts()}
     assert {"demos", "engine", "one_client", "choices", "training", "predictors"} < set(RESULTS_USED)
 
 
 @pytest.mark.parametrize("name", RESULTS_USED)
-def test_without_a_result_the_numbers_that_come_from_it_are_wrong(
+def test_numbers_whose_result_is_missing_are_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "results"
     shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns(f"{name}.json"))
     if name in claims.ELSEWHERE:
-        monkeypatch.setitem(claims.ELSEWHERE, name, tmp_path / "gone.json")
+        monkeypatch.setitem(claims.ELSEWHERE, name, tmp_path / "missing.json")
     mistakes = [mistake for file in claims.texts() for mistake in claims.wrong(file.read_text(), folder)]
     assert any(f"no result at {name}/" in mistake for mistake in mistakes)
 
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_number_is_checked_with_the_decimals_that_it_has(folder: Path) -> None:
+def test_a_number_is_checked_with_its_own_decimals(folder: Path) -> None:
     text = "It took 12.3 ms<!-- speed/fast/ms --> and 2,469<!-- speed/slow/0/ms --> ms."
     assert claims.wrong(text, folder) == []
     assert claims.wrong(text.replace("12.3", "12.4"), folder) == ["12.4 should be 12.3 (speed/fast/ms)"]
@@ -76,13 +76,13 @@ def test_a_number_can_be_a_ratio_or_in_another_unit(folder: Path) -> None:
     assert claims.wrong(text, folder) == []
 
 
-def test_a_path_that_leads_nowhere_is_told(folder: Path) -> None:
+def test_a_path_without_a_result_is_reported(folder: Path) -> None:
     for source in ("speed/fast/s", "speed/slow/7/ms", "speed/fast", "other/fast/ms"):
         (mistake,) = claims.wrong(f"1 ms<!-- {source} -->", folder)
         assert mistake.startswith("1: ")
 
 
-def test_a_sentence_that_compares_must_be_true(folder: Path) -> None:
+def test_a_comparison_must_be_true(folder: Path) -> None:
     less, more, nothing = "speed/fast/ms", "speed/slow/0/ms", "speed/fast/s"
     assert claims.wrong(f"The fast one is faster<!-- {less} less than {more} -->.", folder) == []
     for false in (f"{more} less than {less}", f"{less} less than {less}", f"{nothing} less than {more}"):
@@ -95,7 +95,7 @@ def test_numbers_are_filled_in(folder: Path) -> None:
     assert claims.filled_in(text, folder) == text.replace("9.9", "12.3")
 
 
-def test_a_measured_number_without_a_source_is_seen() -> None:
+def test_a_measured_number_without_a_source_is_reported() -> None:
     assert claims.without_source("It took 152 ms.") == ["152 ms"]
     assert claims.without_source("1,234 tokens/s and 7 times") == ["1,234 tokens/s", "7 times"]
     assert claims.without_source("| rung 04 | 12 | 3.4 |\n| 04 | 5 passes |") == ["12", "3.4", "5 passes"]
@@ -107,7 +107,7 @@ def test_a_measured_number_without_a_source_is_seen() -> None:
     )
 
 
-def test_each_definition_counts_as_it_says() -> None:
+def test_each_definition_computes_what_it_describes() -> None:
     trace = [Request((1.0, 1.5, 4.0), 4.5), Request((1.0, 2.0), 2.0)]
     assert definitions.tpot_of_vllm(trace) == [1.5, 1.0]
     assert definitions.tpot_of_this_repository(trace) == [1.75, 1.0]
@@ -117,11 +117,11 @@ def test_each_definition_counts_as_it_says() -> None:
 
 
 def test_the_page_of_rung_11_shows_what_its_demo_measured() -> None:
-    told = json.loads(demos.MEASURED.read_text())["figures"]
-    assert told == json.loads(demos.DEMOS.read_text())["rungs"]["11"]["summary"]
+    shown = json.loads(demos.MEASURED.read_text())["figures"]
+    assert shown == json.loads(demos.DEMOS.read_text())["rungs"]["11"]["summary"]
 
 
-def test_the_medians_of_a_demo_leave_out_what_a_run_could_not_tell() -> None:
+def test_medians_of_a_demo_ignore_missing_values() -> None:
     runs = [{"02": {"ms": value, "never": None}} for value in (3.0, None, 1.0, 2.0)]
     assert demos.medians(runs) == {"02": {"ms": 2.0, "never": None}}
 

@@ -1,4 +1,4 @@
-"""Holds the measuring client to account: its figures follow from times and events that are given."""
+"""Tests the measuring client: it computes its metrics from given times and events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ladder.stats import median, percentile
 from ladder.web.sse import Event
 
 
-def test_figures_follow_from_the_times() -> None:
+def test_metrics_follow_from_the_times() -> None:
     seen = Measurement(
         sent=10.0, token_times=[10.5, 10.75, 11.75], token_ids=[1, 2, 3], text="abc", ended=12.0
     )
@@ -28,13 +28,13 @@ def test_figures_follow_from_the_times() -> None:
     assert seen.tokens_per_second == 1.5
 
 
-def test_a_single_token_has_no_gaps() -> None:
+def test_a_single_token_has_no_itl() -> None:
     seen = Measurement(sent=0.0, token_times=[1.0], token_ids=[1], ended=1.0)
     assert seen.itl == []
     assert seen.tpot == 0
 
 
-def test_percentiles_are_values_that_were_measured() -> None:
+def test_percentiles_are_measured_values() -> None:
     values = [5.0, 1.0, 4.0, 2.0, 3.0]
     assert [percentile(values, percent) for percent in (0, 1, 20, 21, 50, 99, 100)] == [1, 1, 1, 2, 3, 5, 5]
     assert percentile(range(1, 101), 99) == 99
@@ -42,7 +42,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 @given(values=st.lists(st.floats(-1e9, 1e9), min_size=1), percent=st.floats(0, 100))
-def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(
+def test_a_percentile_is_the_smallest_value_with_enough_values_at_or_below_it(
     values: list[float], percent: float
 ) -> None:
     result = percentile(values, percent)
@@ -59,7 +59,7 @@ def token(number: int, text: str, **more: str) -> Event:
     return Event(f'{{"token": "{text}", "token_id": {number}, "step_ms": 1{fields}}}')
 
 
-def test_a_stream_is_put_together_from_its_events() -> None:
+def test_the_events_of_a_stream_form_its_output() -> None:
     seen, shown = Measurement(sent=0.0, status=200), list[str]()
     events = [token(4, " The"), token(5, " fox", finish_reason="stop"), Event("[DONE]")]
     for event in events:
@@ -71,8 +71,8 @@ def test_a_stream_is_put_together_from_its_events() -> None:
     assert 0 < seen.token_times[0] <= seen.token_times[1] <= seen.ended
 
 
-def test_in_openais_dialect_a_chunk_counts_if_it_has_a_choice_even_without_a_text() -> None:
-    """Half a character, or a special token, took its time too; the usage at the end is no token."""
+def test_an_openai_chunk_with_a_choice_counts_as_a_token_even_without_text() -> None:
+    """Part of a character or a special token also took a step; the usage at the end is no token."""
     seen, dialect = Measurement(sent=0.0, status=200), Completions("stub")
     choices = [{"text": ""}, {"text": None}, {"text": "é"}, {"finish_reason": "length"}]
     chunks: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
@@ -83,7 +83,7 @@ def test_in_openais_dialect_a_chunk_counts_if_it_has_a_choice_even_without_a_tex
     assert (seen.text, seen.tokens, seen.finish_reason) == ("é", 3, "length")
 
 
-def test_an_error_event_is_no_proper_end() -> None:
+def test_after_an_error_event_a_stream_is_not_done() -> None:
     seen = Measurement(sent=0.0, status=200)
     take_event(seen, token(4, " The"), None)
     take_event(seen, Event('{"error": {"type": "Broken", "message": "it broke"}}', "error"), None)
@@ -92,7 +92,7 @@ def test_an_error_event_is_no_proper_end() -> None:
     assert seen.token_ids == [4]
 
 
-def test_a_whole_answer_is_visible_when_it_is_complete() -> None:
+def test_a_non_streaming_response_has_a_ttft_equal_to_its_e2el() -> None:
     seen = Measurement(sent=0.0, status=200)
     answer = {"text": "ab", "token_ids": [1, 2], "completion_tokens": 2, "finish_reason": "length"}
     take_answer(seen, answer, None)
@@ -101,7 +101,7 @@ def test_a_whole_answer_is_visible_when_it_is_complete() -> None:
     assert seen.done
 
 
-def test_a_refusal_is_kept_and_has_no_tokens() -> None:
+def test_a_rejected_request_has_an_error_and_no_tokens() -> None:
     seen = Measurement(sent=0.0, status=422)
     take_answer(seen, {"detail": []}, None)
     assert seen.error == {"detail": []}
@@ -127,32 +127,32 @@ async def health_server(handler: Handler) -> AsyncIterator[str]:
 
 
 async def probe_a_blocked_server() -> tuple[int, int]:
-    """A server that answers nobody until three have asked; how many of them got into the list."""
-    asked, three_have = 0, asyncio.Event()
+    """Probe a server that holds all responses until the third probe; count the probes and the samples."""
+    probes, three_probes = 0, asyncio.Event()
 
     async def health(_: web.Request) -> web.Response:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
-            three_have.set()
-        await three_have.wait()
+        nonlocal probes
+        probes += 1
+        if probes == 3:
+            three_probes.set()
+        await three_probes.wait()
         return web.json_response({})
 
     async with health_server(health) as url, Client(url) as client:
         async with client.probing_health(interval=0.01) as samples:
-            await three_have.wait()
+            await three_probes.wait()
         assert samples == sorted(samples)
         assert all(seconds > 0 for _, seconds in samples)
-        return asked, len(samples)
+        return probes, len(samples)
 
 
-def test_health_is_asked_whether_or_not_it_answers_and_every_asker_is_counted() -> None:
-    asked, counted = asyncio.run(probe_a_blocked_server())
-    assert counted == asked >= 3
+def test_health_probes_do_not_wait_for_responses_and_all_are_counted() -> None:
+    probes, counted = asyncio.run(probe_a_blocked_server())
+    assert counted == probes >= 3
 
 
 async def wait_for_idle() -> list[int]:
-    """A server on which one request after the other ends."""
+    """Wait for a server on which two requests end, one after the other."""
     left, answers = [2, 1, 0], []
 
     async def health(_: web.Request) -> web.Response:
@@ -164,7 +164,7 @@ async def wait_for_idle() -> list[int]:
     return answers
 
 
-def test_idle_is_when_nothing_runs_any_more() -> None:
+def test_idle_waits_until_no_request_is_in_flight() -> None:
     assert asyncio.run(wait_for_idle()) == [2, 1, 0]
 
 

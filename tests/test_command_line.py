@@ -1,4 +1,4 @@
-"""Holds the command line to account: how a rung starts, what it says when it cannot, and how it ends."""
+"""Tests the command line: how a rung starts, how it reports errors, and how it exits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_flags(rung: str, *flags: str) -> tuple[Any, DemoOptions | None]:
     return parse(module.Config, module.__doc__, list(flags))
 
 
-def test_without_flags_the_configurations_defaults_hold(rung: str) -> None:
+def test_without_flags_the_defaults_of_config_apply(rung: str) -> None:
     config, demo = read_flags(rung)
     assert config == import_rung(rung).Config()
     assert demo is None
@@ -44,7 +44,7 @@ def test_without_flags_the_configurations_defaults_hold(rung: str) -> None:
     assert (config.dtype, config.device, config.threads) == ("auto", "auto", None)
 
 
-def test_every_flag_fills_its_field(rung: str) -> None:
+def test_every_flag_sets_its_field(rung: str) -> None:
     config, _ = read_flags(
         rung,
         *("--host", "::1", "--port", "0", "--model", "a/b", "--dtype", "bfloat16"),
@@ -58,11 +58,11 @@ BATCHING = "04_continuous_batching.py"
 
 
 class Captured(Exception):
-    """Ends a demo at the moment in which it would start its servers."""
+    """Stops a demo just before it starts its servers."""
 
 
 def demos_command_lines(script: str, *flags: str) -> dict[str, list[str]]:
-    """The flags of each server that a rung's demo would start, by the server's script and further flags."""
+    """The flags of each server that a rung's demo would start; keys: the script and its own flags."""
     config, options = read_flags(script, "--demo", "--json", *flags)
     captured: dict[str, list[str]] = {}
 
@@ -81,7 +81,7 @@ def demos_command_lines(script: str, *flags: str) -> dict[str, list[str]]:
 MODEL = ["--model", "a/b", "--dtype", "float32", "--device", "cpu", "--threads", "2"]
 
 
-def test_flags_beside_demo_reach_every_server(rung: str) -> None:
+def test_flags_after_demo_reach_every_server(rung: str) -> None:
     given = ["--host", "::1", "--port", "1", *MODEL]
     servers = demos_command_lines(rung, *given)
     assert len(servers) >= 2
@@ -98,7 +98,7 @@ def test_flags_beside_demo_reach_every_server(rung: str) -> None:
         ("05_async_scheduling.py", "--prefill-chunk", ["04", "05"]),
     ],
 )
-def test_a_flag_beside_demo_reaches_the_servers_that_know_it(
+def test_a_flag_after_demo_reaches_the_servers_that_have_it(
     script: str, given: str, reaches: list[str]
 ) -> None:
     servers = demos_command_lines(script, given, "4")
@@ -110,8 +110,8 @@ def test_flags_that_were_not_given_keep_each_servers_own_default() -> None:
     assert all(flags == [*further_of(name)] for name, flags in demos_command_lines(BATCHING).items())
 
 
-def test_what_a_demo_compares_takes_precedence() -> None:
-    """The parser takes the last one."""
+def test_flags_that_a_demo_compares_take_precedence() -> None:
+    """The parser uses the last value."""
     servers = demos_command_lines(BATCHING, "--prefill-chunk", "64")
     *_, whole = servers.values()
     assert whole == ["--prefill-chunk", "64", "--prefill-chunk", "100000"]
@@ -149,7 +149,7 @@ WRONG_FLAGS = {
 
 
 @pytest.mark.parametrize(("flags", "named"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
-def test_a_wrong_flag_is_one_line(
+def test_a_wrong_flag_prints_one_line(
     rung: str, flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -161,8 +161,8 @@ def test_a_wrong_flag_is_one_line(
     assert "--help" in printed.err
 
 
-def test_each_rungs_own_numbers_are_checked(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever number a rung adds to the common flags refuses what is none, in one line."""
+def test_number_flags_of_a_rung_reject_other_text(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each number flag that a rung adds rejects a word, with one line on stderr."""
     own = [field.name for field in fields(import_rung(script).Config) if isinstance(field.default, int)]
     for name in own:
         flag = f"--{name.replace('_', '-')}"
@@ -185,7 +185,7 @@ def test_help_lists_every_flag_and_its_default(script: str) -> None:
 
 
 def failure(rung: str, *flags: str) -> str:
-    """What a rung that cannot start says: one line, and nothing on stdout."""
+    """The error of a rung that cannot start: one line on stderr, and nothing on stdout."""
     done = run_rung(rung, *flags)
     assert done.returncode not in (0, None)
     assert done.stdout == ""
@@ -194,11 +194,11 @@ def failure(rung: str, *flags: str) -> str:
     return line
 
 
-def test_an_unknown_model_ends_the_process(rung: str) -> None:
+def test_an_unknown_model_is_an_error_in_one_line(rung: str) -> None:
     assert "'./nothing'" in failure(rung, "--port", "0", "--model", "./nothing")
 
 
-def test_a_busy_port_ends_the_process(script: str) -> None:
+def test_a_busy_port_is_an_error_in_one_line(script: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
         line = failure(script, "--port", port)
@@ -206,15 +206,15 @@ def test_a_busy_port_ends_the_process(script: str) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: {reason}; choose another --port or --host" in line
 
 
-def test_an_address_that_is_not_here_is_told() -> None:
+def test_an_address_of_another_machine_is_a_user_error() -> None:
     with pytest.raises(UserError, match="--host") as caught:
         listen("203.0.113.7", 0)
     assert "203.0.113.7" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_small_writes_are_not_held_back() -> None:
-    """Nagle's algorithm is off on what the listener accepts, so that each token leaves at once."""
+def test_accepted_sockets_have_nagles_algorithm_off() -> None:
+    """So each token is sent immediately."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
@@ -248,7 +248,7 @@ INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 def test_ctrl_c_while_a_rung_is_imported_ends_it_quietly(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Instead of the first thing that takes long to import comes Ctrl-C."""
+    """Ctrl-C arrives during the first slow import."""
     for module in ("fastapi", "flask"):
         (tmp_path / f"{module}.py").write_text(INTERRUPT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -256,20 +256,20 @@ def test_ctrl_c_while_a_rung_is_imported_ends_it_quietly(
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_a_program_that_imports_a_rung_keeps_its_ctrl_c(script: str) -> None:
+def test_importing_a_rung_keeps_the_programs_ctrl_c_handler(script: str) -> None:
     check = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     done = run_python("-c", f"import importlib; importlib.import_module({script[:-3]!r}); {check}")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_port_0_takes_a_free_port_and_says_which_when_it_answers(server: RungServer) -> None:
+def test_port_0_takes_a_free_port_and_the_ready_line_names_it(server: RungServer) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
     assert server.address[1] > 0
     assert server.health()["status"] == "ok"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_ends_an_idle_server_which_says_nothing_after_its_ready_line(
+def test_a_signal_stops_an_idle_server_that_prints_nothing_after_its_ready_line(
     script: str, number: signal.Signals
 ) -> None:
     with own_rung(script) as server:
@@ -285,9 +285,9 @@ def test_a_signal_ends_an_idle_server_which_says_nothing_after_its_ready_line(
 @pytest.mark.parametrize(
     "numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "SIGINT twice"]
 )
-def test_a_signal_ends_a_busy_server_cleanly(rung: str, numbers: list[signal.Signals], endless: Path) -> None:
-    """With a whole answer and, where there are any, a stream under way; impatience is no crash."""
-    # With one worker, rung 01 could not say that it is busy.
+def test_a_signal_stops_a_busy_server(rung: str, numbers: list[signal.Signals], endless: Path) -> None:
+    """In flight: a non-streaming request and, if supported, a stream. A second Ctrl-C causes no crash."""
+    # With one busy worker, rung 01 cannot respond to /health.
     workers = [] if rung in STREAMING_RUNGS else ["--workers", "4"]
     with own_rung(rung, "--model", str(endless), *workers) as server:
         assert asyncio.run(stop_while_busy(server, numbers)) == 0
@@ -302,7 +302,7 @@ async def stop_while_busy(server: RungServer, numbers: list[signal.Signals]) -> 
         ]
 
         def busy(health: dict[str, Any]) -> bool:
-            """On rung 03 whoever comes a moment after the other waits."""
+            """On rung 03 the second request may wait for the next batch."""
             return bool(health["running"] + health["waiting"] == len(requests) and health["steps"] > 4)
 
         await server.health_when(busy)

@@ -1,7 +1,7 @@
-"""Holds every rung to the HTTP contract: the same requests, the same answers, whatever the engine does.
+"""Tests the HTTP contract of every rung: the same requests get the same responses.
 
-Real servers, asked over HTTP. The texts are compared with transformers' own greedy `generate`, streams
-with whole answers, company with solitude; and clients that leave take their work with them.
+The tests send requests to real servers. They compare outputs with transformers' greedy `generate`, streams
+with non-streaming responses, concurrent requests with single ones. A disconnect must stop its request.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tests.support import (
 )
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
-WILD: dict[str, Any] = {"temperature": 2.0, "max_tokens": 60}
-"""So hot that the answer is a jumble of bytes: parts of characters, and bytes that belong to none."""
+HOT: dict[str, Any] = {"temperature": 2.0, "max_tokens": 60}
+"""Such a high temperature gives random bytes: incomplete characters and invalid UTF-8."""
 
 ANSWER_FIELDS = {
     "text": str,
@@ -53,26 +53,26 @@ def without_times(answer: Answer) -> dict[str, Any]:
     return {name: value for name, value in answer.json().items() if not name.endswith("_ms")}
 
 
-def greedy(oracle: Oracle, bundled: Model, prompt: str, max_tokens: int) -> list[int]:
+def greedy_tokens(oracle: Oracle, bundled: Model, prompt: str, max_tokens: int) -> list[int]:
     return oracle.generate(bundled.tokenizer.encode(prompt), max_tokens)
 
 
 @pytest.fixture(scope="module")
 def ending(oracle: Oracle, bundled: Model) -> tuple[str, list[int]]:
-    """A prompt whose greedy answer ends by itself, and that answer."""
+    """A prompt whose greedy output has an end token, and that output."""
     (end,) = bundled.stop_ids
     for prompt in PROMPTS:
-        tokens = greedy(oracle, bundled, prompt, 400)
+        tokens = greedy_tokens(oracle, bundled, prompt, 400)
         if tokens[-1] == end and len(tokens) > 2:
             return prompt, tokens
-    raise AssertionError("the bundled model ends none of these answers")
+    raise AssertionError("the bundled model ends none of these outputs")
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_whole_answer_is_the_greedy_text_of_transformers(
+def test_a_greedy_response_equals_transformers_output(
     server: RungServer, oracle: Oracle, bundled: Model, prompt: str
 ) -> None:
-    expected = greedy(oracle, bundled, prompt, GREEDY["max_tokens"])
+    expected = greedy_tokens(oracle, bundled, prompt, GREEDY["max_tokens"])
     response = server.generate(prompt, **GREEDY)
     assert response.status == 200
     assert response.headers["content-type"] == "application/json"
@@ -86,7 +86,7 @@ def test_a_whole_answer_is_the_greedy_text_of_transformers(
     assert 0 <= answer["prefill_time_ms"] <= answer["total_time_ms"]
 
 
-def test_an_answer_stops_at_its_end_token_which_is_not_shown(
+def test_generation_stops_at_the_end_token_which_has_no_text(
     server: RungServer, bundled: Model, ending: tuple[str, list[int]]
 ) -> None:
     prompt, expected = ending
@@ -96,7 +96,7 @@ def test_an_answer_stops_at_its_end_token_which_is_not_shown(
     assert answer["text"] == bundled.tokenizer.decode(expected[:-1])
 
 
-def test_an_end_token_in_the_last_place_is_a_stop(server: RungServer, ending: tuple[str, list[int]]) -> None:
+def test_an_end_token_at_max_tokens_is_a_stop(server: RungServer, ending: tuple[str, list[int]]) -> None:
     prompt, expected = ending
     exactly, short = (
         server.generate(prompt, temperature=0, max_tokens=len(expected) - less).json() for less in (0, 1)
@@ -107,29 +107,29 @@ def test_an_end_token_in_the_last_place_is_a_stop(server: RungServer, ending: tu
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_text_of_any_tokens_is_the_decoded_text(server: RungServer, bundled: Model, seed: int) -> None:
-    answer = server.generate(STORY, **WILD, seed=seed).json()
+def test_the_response_text_is_the_decoded_tokens(server: RungServer, bundled: Model, seed: int) -> None:
+    answer = server.generate(STORY, **HOT, seed=seed).json()
     assert answer["text"] == bundled.tokenizer.decode(answer["token_ids"])
 
 
 @pytest.fixture(scope="module")
 def cut_short(bundled: Model) -> tuple[int, int]:
-    """A seed and a length at which its wild answer ends in the middle of a character."""
+    """A seed and a length at which its output ends in the middle of a character."""
     engine = import_rung(RUNGS[0]).Engine(bundled)
     for seed in range(50):
-        tokens = engine.generate(GenerateRequest(prompt=STORY, **WILD, seed=seed)).token_ids
+        tokens = engine.generate(GenerateRequest(prompt=STORY, **HOT, seed=seed)).token_ids
         for length in range(1, len(tokens)):
             shown, more = (bundled.tokenizer.decode(tokens[:end]) for end in (length, length + 1))
             if shown.endswith("\ufffd") and not more.startswith(shown):
                 return seed, length
-    raise AssertionError("no answer has a character of several tokens")
+    raise AssertionError("no output has a character of several tokens")
 
 
-def test_half_a_character_at_the_end_is_not_lost(
+def test_an_incomplete_character_at_the_end_is_not_lost(
     server: RungServer, bundled: Model, cut_short: tuple[int, int]
 ) -> None:
     seed, length = cut_short
-    settings: dict[str, Any] = {**WILD, "seed": seed, "max_tokens": length}
+    settings: dict[str, Any] = {**HOT, "seed": seed, "max_tokens": length}
     answer = server.generate(STORY, **settings).json()
     assert answer["text"].endswith("\ufffd")
     assert answer["text"] == bundled.tokenizer.decode(answer["token_ids"])
@@ -139,13 +139,13 @@ def test_half_a_character_at_the_end_is_not_lost(
         assert "".join(token["token"] for token in tokens) == answer["text"]
 
 
-def test_a_single_token_is_an_answer(server: RungServer) -> None:
+def test_a_single_token_can_be_requested(server: RungServer) -> None:
     answer = server.generate(QUESTION, max_tokens=1, temperature=0).json()
     assert answer["completion_tokens"] == 1
     assert answer["finish_reason"] == "length"
 
 
-def test_the_longest_request_that_fits_is_answered(server: RungServer, bundled: Model) -> None:
+def test_a_request_may_fill_the_context_but_not_exceed_it(server: RungServer, bundled: Model) -> None:
     prompt_tokens = len(bundled.tokenizer.encode(QUESTION))
     fits = bundled.context - prompt_tokens
     assert server.generate(QUESTION, temperature=0, max_tokens=fits).status == 200
@@ -161,26 +161,26 @@ def test_defaults_are_those_of_the_contract(server: RungServer) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64, 2**64 + 1, -(2**70), 10**100])
-def test_any_whole_number_is_a_seed(server: RungServer, seed: int) -> None:
-    first, second = (server.generate(STORY, **WILD, seed=seed) for _ in range(2))
+def test_any_integer_is_a_valid_seed(server: RungServer, seed: int) -> None:
+    first, second = (server.generate(STORY, **HOT, seed=seed) for _ in range(2))
     assert first.status == 200
     assert without_times(first) == without_times(second)
 
 
-def test_seeds_differ_and_no_seed_is_a_new_one_each_time(server: RungServer) -> None:
-    texts = [server.generate(STORY, **WILD, seed=seed).json()["text"] for seed in (1, 2, None, None)]
+def test_different_seeds_and_no_seed_give_different_outputs(server: RungServer) -> None:
+    texts = [server.generate(STORY, **HOT, seed=seed).json()["text"] for seed in (1, 2, None, None)]
     assert len(set(texts)) == 4
 
 
-def test_a_nucleus_of_nothing_but_the_likeliest_is_greedy(server: RungServer) -> None:
+def test_a_tiny_top_p_is_greedy(server: RungServer) -> None:
     tiny = server.generate(STORY, temperature=2, top_p=1e-300, max_tokens=16)
     assert tiny.status == 200
     assert without_times(tiny) == without_times(server.generate(STORY, temperature=0, max_tokens=16))
 
 
-@pytest.mark.parametrize("settings", [GREEDY, WILD], ids=["greedy", "wild"])
+@pytest.mark.parametrize("settings", [GREEDY, HOT], ids=["greedy", "high temperature"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_stream_says_what_the_whole_answer_says(
+def test_a_stream_equals_the_non_streaming_response(
     streaming_server: RungServer, prompt: str, settings: dict[str, Any]
 ) -> None:
     whole = streaming_server.generate(prompt, **settings, seed=11).json()
@@ -191,7 +191,7 @@ def test_a_stream_says_what_the_whole_answer_says(
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 24])
-def test_a_streams_events_have_the_agreed_form(endless_server: RungServer, max_tokens: int) -> None:
+def test_stream_events_have_the_documented_fields(endless_server: RungServer, max_tokens: int) -> None:
     events = endless_server.generate(STORY, temperature=0, max_tokens=max_tokens, stream=True).events()
     assert [is_token(event) for event in events] == [True] * max_tokens + [False]
     assert events[-1].data == "[DONE]"
@@ -204,7 +204,7 @@ def test_a_streams_events_have_the_agreed_form(endless_server: RungServer, max_t
         assert token[time] >= 0
 
 
-def test_the_end_token_of_a_stream_shows_nothing_of_itself(
+def test_the_end_token_of_a_stream_has_no_text(
     streaming_server: RungServer, bundled: Model, ending: tuple[str, list[int]]
 ) -> None:
     prompt, expected = ending
@@ -215,7 +215,7 @@ def test_the_end_token_of_a_stream_shows_nothing_of_itself(
     assert "".join(token["token"] for token in tokens) == bundled.tokenizer.decode(expected)
 
 
-def test_a_streams_headers_keep_proxies_from_collecting_it(streaming_server: RungServer) -> None:
+def test_stream_headers_disable_caching_and_proxy_buffering(streaming_server: RungServer) -> None:
     answer = streaming_server.generate(QUESTION, **GREEDY, stream=True)
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -224,8 +224,8 @@ def test_a_streams_headers_keep_proxies_from_collecting_it(streaming_server: Run
     assert "content-length" not in answer.headers
 
 
-def test_tokens_arrive_while_others_are_still_to_come(endless_server: RungServer) -> None:
-    """The first event is read before the last can have been computed: the request is still running."""
+def test_tokens_arrive_before_the_generation_ends(endless_server: RungServer) -> None:
+    """The client gets the first event while the request is still running."""
 
     async def watch() -> dict[str, Any]:
         async with Client(endless_server.url) as client, long_stream(client):
@@ -235,8 +235,8 @@ def test_tokens_arrive_while_others_are_still_to_come(endless_server: RungServer
     endless_server.idle()
 
 
-def test_a_connection_serves_one_request_after_the_other(server: RungServer) -> None:
-    """Streams included: each says where it ends, so the connection can be used again."""
+def test_a_connection_is_reused_for_several_requests(server: RungServer) -> None:
+    """Also after streams: each marks its end, so the client can reuse the connection."""
     connection = server.connect()
     try:
         for stream in (False, server.streams, False, server.streams):
@@ -250,7 +250,7 @@ def test_a_connection_serves_one_request_after_the_other(server: RungServer) -> 
         connection.close()
 
 
-SECRET = "a prompt that nobody else may read"
+SECRET = "a prompt that no response repeats"
 
 WRONG_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("prompt", {"prompt": ""}),
@@ -288,7 +288,7 @@ WRONG_FIELDS: list[tuple[str, dict[str, Any]]] = [
 
 
 def details(answer: Answer) -> list[dict[str, Any]]:
-    """The findings of a refusal, which have one form everywhere and repeat nothing that was sent."""
+    """The errors of a 422 response: one format on every rung, and no copy of what the client sent."""
     assert answer.status == 422, answer
     assert answer.headers["content-type"] == "application/json"
     assert SECRET.encode() not in answer.body
@@ -321,13 +321,13 @@ def test_a_missing_prompt_is_named(server: RungServer) -> None:
     field_error(server.post(b"{}"), "prompt")
 
 
-def test_every_wrong_field_is_named_at_once(server: RungServer) -> None:
+def test_all_wrong_fields_are_named_together(server: RungServer) -> None:
     answer = server.generate("", max_tokens=0, top_p=2, colour="red")
     assert {finding["loc"][1] for finding in details(answer)} == {"prompt", "max_tokens", "top_p", "colour"}
 
 
 @pytest.mark.parametrize(("field", "text"), [("temperature", b"1e999"), ("top_p", b"1e-999")])
-def test_a_number_beyond_floats_is_a_wrong_field(server: RungServer, field: str, text: bytes) -> None:
+def test_a_number_out_of_float_range_is_a_wrong_field(server: RungServer, field: str, text: bytes) -> None:
     field_error(server.post(b'{"prompt": "a", "%s": %s}' % (field.encode(), text)), field)
 
 
@@ -337,14 +337,14 @@ WRONG_BODIES = {
     "string": json.dumps(SECRET).encode(),
     "null": b"null",
     "number": b"3",
-    "no json": SECRET.encode(),
+    "not json": SECRET.encode(),
     "cut short": b'{"prompt": "' + SECRET.encode(),
-    "two": b'{"prompt": "a"} {"prompt": "b"}',
-    "no utf-8": b'{"prompt": "\xff\xfe"}',
+    "two objects": b'{"prompt": "a"} {"prompt": "b"}',
+    "not utf-8": b'{"prompt": "\xff\xfe"}',
     "half a surrogate pair": b'{"prompt": "\\ud83d"}',
-    "surrogates the wrong way round": b'{"prompt": "\\udc00\\ud83d"}',
-    "digits without end": b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
-    "nested without end": b'{"prompt": ' + b"[" * 100_000,
+    "surrogates in the wrong order": b'{"prompt": "\\udc00\\ud83d"}',
+    "too many digits": b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
+    "nested too deep": b'{"prompt": ' + b"[" * 100_000,
     "a control character": b'{"prompt": "a\nb"}',
 }
 
@@ -368,8 +368,8 @@ def post_as(server: RungServer, media_type: str | None, body: bytes) -> Answer:
     "media_type",
     ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", "text/json", "json", "", None],
 )
-def test_what_any_web_page_may_send_is_not_taken_for_json(server: RungServer, media_type: str | None) -> None:
-    """The first is what curl sends when it is told nothing: the answer says what is missing."""
+def test_media_types_other_than_json_are_a_415(server: RungServer, media_type: str | None) -> None:
+    """The first is curl's default. The response names the header to send."""
     before = server.idle()["steps"]
     for body in (b'{"prompt": "a", "max_tokens": 1}', b"{}", SECRET.encode()):
         answer = post_as(server, media_type, body)
@@ -383,23 +383,23 @@ def test_what_any_web_page_may_send_is_not_taken_for_json(server: RungServer, me
 
 
 @pytest.mark.parametrize("media_type", ["Application/JSON; charset=utf-8", "application/ld+json"])
-def test_json_may_be_named_in_more_than_one_way(server: RungServer, media_type: str) -> None:
+def test_several_json_media_types_are_accepted(server: RungServer, media_type: str) -> None:
     assert post_as(server, media_type, b'{"prompt": "a", "max_tokens": 1}').status == 200
 
 
 @pytest.mark.parametrize("names", [["k" * 10_000], [f"k{n}" for n in range(5000)]], ids=["long", "many"])
-def test_a_refusal_is_short_however_much_was_wrong(server: RungServer, names: list[str]) -> None:
+def test_a_422_response_stays_short(server: RungServer, names: list[str]) -> None:
     answer = server.generate(QUESTION, **dict.fromkeys(names, 1))
     assert answer.status == 422
     assert len(answer.body) < 10_000
 
 
-def test_half_a_surrogate_pair_is_a_wrong_prompt(streaming_server: RungServer) -> None:
-    """Rung 01's JSON reader refuses the body before there is a field."""
+def test_a_lone_surrogate_is_a_wrong_prompt(streaming_server: RungServer) -> None:
+    """Not on rung 01: its JSON parser rejects the whole body and names no field."""
     field_error(streaming_server.post(WRONG_BODIES["half a surrogate pair"]), "prompt")
 
 
-def test_a_surrogate_pair_is_a_character(server: RungServer) -> None:
+def test_a_surrogate_pair_is_one_character(server: RungServer) -> None:
     escaped, plain = b'"\\ud83d\\ude80"', '"🚀"'.encode()
     first, second = (
         server.post(b'{"temperature": 0, "max_tokens": 4, "prompt": %s}' % prompt)
@@ -409,7 +409,7 @@ def test_a_surrogate_pair_is_a_character(server: RungServer) -> None:
     assert without_times(first) == without_times(second)
 
 
-def test_a_prompt_with_odd_characters_is_a_prompt(server: RungServer, bundled: Model) -> None:
+def test_a_prompt_may_contain_control_characters_and_markup(server: RungServer, bundled: Model) -> None:
     prompt = "\0\x1b[31m \u202e \ufeff <|endoftext|> </script>"
     answer = server.generate(prompt, **GREEDY)
     assert answer.status == 200
@@ -423,8 +423,8 @@ def too_large() -> Iterator[bytes]:
     yield b'"}'
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
-def test_a_body_that_is_too_large_is_refused(server: RungServer, chunked: bool) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+def test_a_body_that_is_too_large_is_a_413(server: RungServer, chunked: bool) -> None:
     answer = server.request("POST", "/generate", too_large() if chunked else b"".join(too_large()))
     assert answer.status == 413
     assert server.health()["status"] == "ok"
@@ -441,7 +441,7 @@ def test_a_body_that_is_too_large_is_refused(server: RungServer, chunked: bool) 
         ("POST", "/health", 405),
     ],
 )
-def test_a_wrong_address_or_method_is_told_as_json(
+def test_a_wrong_path_or_method_is_a_json_error(
     server: RungServer, method: str, path: str, status: int
 ) -> None:
     answer = server.request(method, path)
@@ -453,12 +453,12 @@ def test_a_wrong_address_or_method_is_told_as_json(
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "BREW"])
 @pytest.mark.parametrize("path", ["/", "/health", "/generate"])
-def test_unusual_methods_break_nothing(server: RungServer, method: str, path: str) -> None:
+def test_unusual_methods_cause_no_server_error(server: RungServer, method: str, path: str) -> None:
     assert server.request(method, path).status < 500
     assert server.health()["status"] == "ok"
 
 
-def test_health_has_the_agreed_fields(server: RungServer) -> None:
+def test_health_has_the_documented_fields(server: RungServer) -> None:
     health = server.idle()
     assert health["status"] == "ok"
     assert health["rung"] == server.number
@@ -476,7 +476,7 @@ def test_health_counts_the_tokens_and_the_forward_passes(server: RungServer) -> 
     after = server.idle()
     tokens = sum(answer["completion_tokens"] for answer in answers)
     assert after["tokens"] - before["tokens"] == tokens
-    # One after the other, and with prompts shorter than any chunk: a token is a forward pass.
+    # Sequential requests, and prompts shorter than any chunk: one forward pass per token.
     assert after["steps"] - before["steps"] == tokens
 
 
@@ -486,7 +486,7 @@ async def at_once(server: RungServer, requests: list[dict[str, Any]]) -> list[Me
 
 
 def mixed(server: RungServer, **settings: Any) -> list[dict[str, Any]]:
-    """Sixteen requests of many lengths; every other one streams, if the rung does."""
+    """Sixteen requests of different lengths; every second one streams, if the rung supports it."""
     return [
         {
             "prompt": PROMPTS[number % len(PROMPTS)],
@@ -498,7 +498,7 @@ def mixed(server: RungServer, **settings: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_greedy_requests_in_company_equal_transformers_alone(
+def test_concurrent_greedy_requests_equal_transformers(
     server: RungServer, oracle: Oracle, bundled: Model
 ) -> None:
     before = server.idle()
@@ -507,14 +507,14 @@ def test_greedy_requests_in_company_equal_transformers_alone(
     after = server.idle()
     for request, answer in zip(requests, answers, strict=True):
         assert answer.done
-        assert answer.token_ids == greedy(oracle, bundled, request["prompt"], request["max_tokens"])
+        assert answer.token_ids == greedy_tokens(oracle, bundled, request["prompt"], request["max_tokens"])
         assert answer.text == bundled.tokenizer.decode(answer.token_ids)
     tokens = sum(len(answer.token_ids) for answer in answers)
     assert after["tokens"] - before["tokens"] == tokens
     assert 0 < after["steps"] - before["steps"] <= tokens
 
 
-def test_seeded_requests_are_the_same_alone_and_in_company(server: RungServer) -> None:
+def test_seeded_requests_do_not_depend_on_concurrent_requests(server: RungServer) -> None:
     requests = [
         {**request, "seed": number, "temperature": 0.5 + number / 16, "top_p": 1 - number / 32}
         for number, request in enumerate(mixed(server))
@@ -528,8 +528,8 @@ def test_seeded_requests_are_the_same_alone_and_in_company(server: RungServer) -
 LONG = 3000
 
 
-async def leave_during(server: RungServer, stream: bool) -> dict[str, Any]:
-    """Send a long request, leave when it is under way, and return the /health that follows."""
+async def disconnect_during(server: RungServer, stream: bool) -> dict[str, Any]:
+    """Send a long request, disconnect while it is in flight, and return its steps and tokens."""
     before = await server.health_when(is_idle)
     async with Client(server.url) as client:
         request = client.generate(STORY, max_tokens=LONG, stream=stream)
@@ -541,15 +541,15 @@ async def leave_during(server: RungServer, stream: bool) -> dict[str, Any]:
         return {name: after[name] - before[name] for name in ("steps", "tokens")}
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_leaves_takes_its_work_with_it(endless_server: RungServer, stream: bool) -> None:
-    spent = asyncio.run(leave_during(endless_server, stream))
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
+def test_a_disconnect_stops_the_request(endless_server: RungServer, stream: bool) -> None:
+    spent = asyncio.run(disconnect_during(endless_server, stream))
     assert 0 < spent["steps"] < LONG
-    nothing_runs(endless_server)
+    assert_nothing_runs(endless_server)
 
 
-def nothing_runs(server: RungServer) -> None:
-    """A later request takes exactly its own steps: nothing that was left behind adds to them."""
+def assert_nothing_runs(server: RungServer) -> None:
+    """A new request takes exactly its own steps: no other request runs."""
     before = server.idle()
     server.generate(QUESTION, max_tokens=20)
     after = server.idle()
@@ -557,7 +557,7 @@ def nothing_runs(server: RungServer) -> None:
 
 
 async def disconnect(server: RungServer, chance: random.Random) -> None:
-    """Leave at some moment: before, while or after sending, or somewhere in the answer."""
+    """Disconnect at a random moment: before, during or after sending, or during the response."""
     request = raw_request(STORY, max_tokens=LONG, stream=chance.random() < 0.5)
     sent = request[: chance.choice([0, 20, len(request) - 1, *[len(request)] * 5])]
     reader, writer = await asyncio.open_connection(*server.address)
@@ -565,7 +565,7 @@ async def disconnect(server: RungServer, chance: random.Random) -> None:
     await writer.drain()
     if sent == request and chance.random() < 0.6:
         for _ in range(chance.randrange(12)):
-            # A whole answer has nothing to read: give such a client a moment of the same random length.
+            # Without a stream there is nothing to read yet: wait for a random time instead.
             try:
                 async with asyncio.timeout(0.02):
                     await reader.read(chance.randrange(1, 400))
@@ -582,14 +582,14 @@ async def disconnect_many(server: RungServer, number: int, at_a_time: int, seed:
         await asyncio.gather(*(disconnect(server, chance) for _ in range(at_a_time)))
 
 
-def test_two_hundred_clients_that_leave_at_any_moment_leave_nothing(endless_server: RungServer) -> None:
-    nothing_runs(endless_server)  # whatever starts with the first request has started now
+def test_two_hundred_disconnects_leak_nothing(endless_server: RungServer) -> None:
+    assert_nothing_runs(endless_server)  # threads that start at the first request run now
     before, threads = endless_server.idle(), endless_server.threads()
     logged = endless_server.process.errors()
     asyncio.run(disconnect_many(endless_server, 200, at_a_time=20, seed=7))
     after = endless_server.idle()
     assert 0 < after["tokens"] - before["tokens"] < 200 * 100
-    nothing_runs(endless_server)
+    assert_nothing_runs(endless_server)
     assert endless_server.threads() == threads
     assert "Traceback" not in endless_server.process.errors().removeprefix(logged)
 
@@ -618,7 +618,7 @@ def exchange(server: RungServer, data: bytes, half_close: bool = False) -> bytes
         b"\r\n" * 100 + b"\0" * 100 + b"\r\n\r\n",
     ],
 )
-def test_garbage_is_no_request_and_breaks_nothing(server: RungServer, garbage: bytes) -> None:
+def test_invalid_http_gets_an_error_and_crashes_nothing(server: RungServer, garbage: bytes) -> None:
     logged = server.process.errors()
     answer = exchange(server, garbage, half_close=True)
     assert b" 200 " not in answer.split(b"\r\n")[0]
@@ -626,8 +626,8 @@ def test_garbage_is_no_request_and_breaks_nothing(server: RungServer, garbage: b
     assert "Traceback" not in server.process.errors().removeprefix(logged)
 
 
-def test_requests_in_one_go_are_answered_in_order(server: RungServer) -> None:
-    """Pipelining: a second request is on the connection before the first is answered."""
+def test_pipelined_requests_get_their_responses_in_order(server: RungServer) -> None:
+    """The client sends the second request before it gets the first response."""
     first = raw_request(QUESTION, **GREEDY)
     last = b"GET /health HTTP/1.1\r\nhost: ladder\r\nconnection: close\r\n\r\n"
     received = exchange(server, first + last)
@@ -638,7 +638,7 @@ def test_requests_in_one_go_are_answered_in_order(server: RungServer) -> None:
 
 
 def test_a_stream_that_is_read_slowly_is_complete(streaming_server: RungServer) -> None:
-    """A few bytes at a time, long after all were sent: the buffers in between lose nothing."""
+    """The client reads a few bytes at a time, after the generation has ended. No buffer loses data."""
     request = raw_request(STORY, **GREEDY, stream=True).replace(b"host:", b"connection: close\r\nhost:")
     with streaming_server.raw() as connection:
         connection.sendall(request)

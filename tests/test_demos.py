@@ -1,4 +1,4 @@
-"""Every demo starts its servers, measures, shows what it measured, and leaves nothing behind."""
+"""Tests that every demo starts its servers, measures, shows its results, and stops its servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNGS = sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py"))
 
 
 def run_demo(rung: str, *flags: str) -> str:
-    """What the demo prints; it must succeed and complain about nothing."""
+    """The output of a demo, which must succeed and print nothing on stderr."""
     command = [sys.executable, rung, "--demo", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -29,7 +29,7 @@ def run_demo(rung: str, *flags: str) -> str:
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Each demo's JSON, and the plot that it drew in the same run."""
+    """Each demo's JSON, and the plot of the same run."""
     folder = tmp_path_factory.mktemp("plots")
     results = {}
     for rung in RUNGS:
@@ -39,7 +39,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_json_has_the_figures_and_how_they_were_measured(figures: dict[str, Any], rung: str) -> None:
+def test_json_has_the_figures_the_machine_and_the_command(figures: dict[str, Any], rung: str) -> None:
     result = figures[rung]
     assert result["machine"]["cores"] >= 1
     assert result["command"].startswith(f"python {rung} --demo --json")
@@ -50,7 +50,7 @@ def test_json_has_the_figures_and_how_they_were_measured(figures: dict[str, Any]
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_the_plot_is_a_picture_of_every_column(figures: dict[str, Any], rung: str) -> None:
+def test_the_plot_shows_every_column(figures: dict[str, Any], rung: str) -> None:
     drawing: Path = figures[rung]["plot"]
     text = drawing.read_text()
     for column in figures[rung]["figures"]:
@@ -61,7 +61,7 @@ def test_the_plot_is_a_picture_of_every_column(figures: dict[str, Any], rung: st
 def test_the_terminal_shows_a_table_of_every_column(
     figures: dict[str, Any], command: Command, tmp_path: Path
 ) -> None:
-    """By the commands of the README, but that their plots are drawn elsewhere."""
+    """With the commands of the README, but plots go to a temporary folder."""
     rung = command[1]
     flags = [str(tmp_path / word) if word.endswith(PICTURES) else word for word in command[2:]]
     flags.remove("--demo")
@@ -72,13 +72,13 @@ def test_the_terminal_shows_a_table_of_every_column(
     assert {file.name for file in tmp_path.iterdir()} == {word for word in command if word.endswith(PICTURES)}
 
 
-def test_rung_01_works_on_for_a_client_who_left(figures: dict[str, Any]) -> None:
+def test_rung_01_runs_all_passes_after_a_disconnect(figures: dict[str, Any]) -> None:
     for column in figures["01_flask_blocking.py"]["figures"].values():
         assert column["first_token_ms"] == column["complete_ms"]
         assert column["passes_after_leaving"] == column["passes"]
 
 
-def test_rung_02_shows_the_first_token_early_and_stops_for_a_client_who_left(figures: dict[str, Any]) -> None:
+def test_rung_02_streams_the_first_token_early_and_stops_after_a_disconnect(figures: dict[str, Any]) -> None:
     columns = figures["02_async_streaming.py"]["figures"]
     assert columns["02, stream: true"]["first_token_ms"] < columns["02, stream: true"]["complete_ms"]
     assert columns["02, stream: false"]["first_token_ms"] == columns["02, stream: false"]["complete_ms"]
@@ -86,7 +86,7 @@ def test_rung_02_shows_the_first_token_early_and_stops_for_a_client_who_left(fig
         assert (column["passes_after_leaving"] == column["passes"]) == (name == "01")
 
 
-def test_rung_03_runs_eight_at_once_and_makes_a_late_one_wait(figures: dict[str, Any]) -> None:
+def test_rung_03_has_more_throughput_and_makes_a_late_request_wait(figures: dict[str, Any]) -> None:
     columns = figures["03_batching.py"]["figures"]
     assert columns["03"]["tokens_per_second_8"] > columns["02"]["tokens_per_second_8"]
     assert columns["03"]["late_ms"] > columns["02"]["late_ms"]
@@ -101,13 +101,13 @@ def test_rung_04_lets_a_late_short_request_finish_first(figures: dict[str, Any])
     assert columns["04"]["steps"] < columns["03"]["steps"]
 
 
-def test_rung_05_survives_its_engine(figures: dict[str, Any]) -> None:
+def test_rung_05_replaces_a_dead_engine(figures: dict[str, Any]) -> None:
     column = figures["05_async_scheduling.py"]["figures"]["05"]
     assert column["alive_meanwhile"] == column["answered_again"] == 1
     assert column["error_after_ms"] < column["ready_after_ms"]
 
 
-def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothing(
+def test_rung_10_is_faster_with_one_pass_per_batch_and_swaps_lose_no_request(
     figures: dict[str, Any],
 ) -> None:
     columns = figures["10_model_versions.py"]["figures"]
@@ -120,14 +120,16 @@ def test_rung_06_measures_that_one_pass_beats_a_task_a_row_and_swaps_lose_nothin
     assert columns["v2"]["correct_percent"] > columns["v1"]["correct_percent"]
 
 
-def test_rung_07_drops_who_never_reads_and_loses_no_event(figures: dict[str, Any]) -> None:
+def test_rung_11_evicts_stalled_clients_and_loses_no_event(figures: dict[str, Any]) -> None:
     columns = figures["11_realtime.py"]["figures"]
     assert columns["WebSocket"]["evicted"] == 5
     assert columns["SSE"]["lost"] == 0
     assert columns["plain HTTP"]["down_bytes"] > columns["WebSocket"]["down_bytes"]
 
 
-def test_rung_08_answers_while_the_disk_is_slow_and_holds_no_file_in_memory(figures: dict[str, Any]) -> None:
+def test_rung_12_stays_responsive_with_a_slow_disk_and_keeps_no_file_in_memory(
+    figures: dict[str, Any],
+) -> None:
     columns = figures["12_file_streaming.py"]["figures"]
     assert columns["blocking, 8 KiB"]["slow_health_ms"] > columns["12, 8 KiB"]["slow_health_ms"]
     ours = [column for name, column in columns.items() if name.startswith("12")]
@@ -137,7 +139,7 @@ def test_rung_08_answers_while_the_disk_is_slow_and_holds_no_file_in_memory(figu
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_demo_that_is_ended_ends_its_servers(number: signal.Signals, status: int) -> None:
+def test_a_signal_to_a_demo_stops_its_servers(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "02_async_streaming.py", "--demo"]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")

@@ -1,4 +1,4 @@
-"""What docs/how-vllm-does-it.md says of this repository stays true; what it says of others has a source."""
+"""Tests docs/how-vllm-does-it.md: names of this repository exist, and other projects' files have a source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def files(text: str) -> set[str]:
 
 
 def named_here(text: str) -> Iterator[tuple[str, str]]:
-    """(file, name) of every name in a 'here' column; without a file it is in the rung of the heading."""
+    """(file, name) of every name in a 'here' column; the default file is the rung in the heading."""
     for section in text.split("\n## ")[1:]:
         heading, *lines = section.splitlines()
         rung = next(iter(files(heading)), "")
@@ -43,7 +43,7 @@ def named_here(text: str) -> Iterator[tuple[str, str]]:
 
 
 def named_in_prose(text: str) -> Iterator[tuple[str, str]]:
-    """The same of "`name` in `file`" and of "`name` and `name` in `file`"."""
+    """The same for "`name` in `file`" and "`name` and `name` in `file`"."""
     for *names, file in re.findall(r"(?:`([\w.]+)` and )?`([\w.]+)` in\s+`([\w/]+\.py)`", text):
         if not is_theirs(file):
             yield from ((file, name) for name in names if name)
@@ -63,7 +63,7 @@ def defined(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
 NAMES = sorted({*named_here(COMPARISONS), *named_in_prose(COMPARISONS)})
 
 
-def test_every_rung_of_the_language_models_is_compared() -> None:
+def test_every_language_model_rung_is_compared() -> None:
     rungs = {file for file, _ in NAMES if file[0].isdigit()}
     assert rungs == {path.name for path in ROOT.glob("0[1-5]_*.py")}
 
@@ -75,11 +75,11 @@ def test_files_of_this_repository_exist() -> None:
 
 
 @pytest.mark.parametrize(("file", "name"), NAMES)
-def test_a_name_of_this_repository_is_defined_where_it_is_said_to_be(file: str, name: str) -> None:
+def test_a_name_of_this_repository_is_defined_in_the_named_file(file: str, name: str) -> None:
     assert name in set(defined(ast.parse((ROOT / file).read_text()).body))
 
 
-def test_every_file_of_others_is_listed_with_what_was_read() -> None:
+def test_every_file_of_another_project_is_listed_as_a_source() -> None:
     theirs = {file for file in files(COMPARISONS) if is_theirs(file)}
     listed = {
         file

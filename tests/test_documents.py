@@ -1,4 +1,4 @@
-"""What any document of the repository tells its readers to type or to open is there."""
+"""Tests that the commands and links in every document work."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TARGETS = sorted(
 
 
 class Read(BaseException):
-    """A program has read its flags and would begin now."""
+    """A program has parsed its flags."""
 
 
 def read_flags(module: ModuleType, flags: list[str]) -> None:
-    """Have a program read its flags, in this process and no further; wrong ones end in SystemExit."""
+    """Let a program parse its flags, in this process, and stop it there; wrong flags raise SystemExit."""
     parse_args = ArgumentParser.parse_args
 
     def only_read(parser: ArgumentParser, *_: Any) -> NoReturn:
@@ -45,7 +45,7 @@ def reads_flags(module: ModuleType) -> bool:
 
 
 @pytest.mark.parametrize("command", PYTHON, ids=" ".join)
-def test_a_program_is_there_and_takes_these_flags(command: Command) -> None:
+def test_a_program_exists_and_accepts_its_flags(command: Command) -> None:
     name, flags = program(command)
     module = importlib.import_module(name)
     if "--help" in flags:
@@ -57,14 +57,14 @@ def test_a_program_is_there_and_takes_these_flags(command: Command) -> None:
         read_flags(module, flags)
 
 
-def test_a_wrong_flag_would_be_seen() -> None:
+def test_a_wrong_flag_is_detected() -> None:
     for name in ("02_async_streaming", "benchmarks.run", "benchmarks.engine"):
         with pytest.raises(SystemExit):
             read_flags(importlib.import_module(name), ["--no-such-flag"])
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_make_knows_the_target_and_explains_it(target: str) -> None:
+def test_a_make_target_exists_and_has_a_help_line(target: str) -> None:
     tried, explained = (
         subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for words in (["--dry-run", target], ["help"])
@@ -84,18 +84,18 @@ CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
 def links_in(text: str) -> list[str]:
-    """To files of the repository, and to places in them."""
+    """Links to files of the repository and to headings in them."""
     found = (first or second for first, second in LINK.findall(CODE.sub("`", text)))
     return [link for link in found if not re.match(r"\w+:", link)]
 
 
 def anchors_in(text: str) -> set[str]:
-    """What GitHub makes of the headings."""
+    """The anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def leads_nowhere(link: str, document: str) -> bool:
+def is_broken(link: str, document: str) -> bool:
     path, _, anchor = link.partition("#")
     target = (ROOT / document).parent / path if path else ROOT / document
     if not target.exists() or not target.resolve().is_relative_to(ROOT.resolve()):
@@ -104,12 +104,12 @@ def leads_nowhere(link: str, document: str) -> bool:
 
 
 @pytest.mark.parametrize("document", TEXTS)
-def test_links_lead_somewhere(document: str) -> None:
-    assert [link for link in links_in(TEXTS[document]) if leads_nowhere(link, document)] == []
+def test_links_have_a_target(document: str) -> None:
+    assert [link for link in links_in(TEXTS[document]) if is_broken(link, document)] == []
 
 
-def test_a_link_that_leads_nowhere_would_be_seen() -> None:
+def test_a_broken_link_is_detected() -> None:
     text = '[a](ladder/none.py) ![b](none.png "c") <img src="no.svg"> <source srcset="no.png"> [d](#none)'
     text += " [e](README.md#none) [f](https://example.org/x#y) `[g](code)` [h](README.md#the-ladder)"
-    wrong = [link for link in links_in(text) if leads_nowhere(link, "README.md")]
+    wrong = [link for link in links_in(text) if is_broken(link, "README.md")]
     assert wrong == ["ladder/none.py", "none.png", "no.svg", "no.png", "#none", "README.md#none"]

@@ -1,4 +1,4 @@
-"""Holds the source to the house rules: the order of a rung, the boundary of the floor, nothing twice."""
+"""Tests the code layout: the order of a rung, no rung imported by shared code, no duplicated definition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCE_FOLDERS = ("ladder", "training", "benchmarks", "notebooks", "tests")
 
 @pytest.fixture(params=sorted(file.name for file in ROOT.glob("[0-9][0-9]_*.py")))
 def rung(request: pytest.FixtureRequest) -> str:
-    """Every rung, whatever it serves."""
+    """The script of every rung."""
     script: str = request.param
     return script
 
@@ -31,7 +31,7 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(), str(file))
 
 
-def floor_files() -> list[Path]:
+def shared_files() -> list[Path]:
     return sorted((ROOT / "ladder").rglob("*.py"))
 
 
@@ -46,8 +46,8 @@ def strings(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
-def modules_called_for(tree: ast.AST) -> Iterator[str]:
-    """The names of modules that are imported, by statement or by a call with the name as a string."""
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """The names of imported modules, in import statements and in calls with the name as a string."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -57,45 +57,45 @@ def modules_called_for(tree: ast.AST) -> Iterator[str]:
             yield from strings(node)
 
 
-def rungs_called_for(tree: ast.AST) -> list[str]:
-    return [name for name in modules_called_for(tree) if RUNG_NAME.match(name)]
+def imported_rungs(tree: ast.AST) -> list[str]:
+    return [name for name in imported_modules(tree) if RUNG_NAME.match(name)]
 
 
-@pytest.mark.parametrize("file", floor_files(), ids=lambda file: file.name)
-def test_the_floor_imports_no_rung(file: Path) -> None:
-    assert rungs_called_for(parsed(file)) == []
+@pytest.mark.parametrize("file", shared_files(), ids=lambda file: file.name)
+def test_shared_code_imports_no_rung(file: Path) -> None:
+    assert imported_rungs(parsed(file)) == []
 
 
-def test_an_import_of_a_rung_would_be_seen() -> None:
-    assert rungs_called_for(ast.parse("a = importlib.import_module('02_async_streaming')")) == [
+def test_an_import_of_a_rung_is_detected() -> None:
+    assert imported_rungs(ast.parse("a = importlib.import_module('02_async_streaming')")) == [
         "02_async_streaming"
     ]
-    assert rungs_called_for(ast.parse("from ladder import import_rung\nimport_rung('03_batching')"))
+    assert imported_rungs(ast.parse("from ladder import import_rung\nimport_rung('03_batching')"))
 
 
 ORDER = ["Config", "Engine", "create_app", "demo", "main"]
 
 
 def definitions(tree: ast.Module) -> list[str]:
-    """What a rung defines, or takes under a name that every rung has."""
+    """The names that a rung defines or imports under another name."""
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     taken = [alias.asname for node in imports for alias in node.names if alias.asname]
     return taken + [node.name for node in tree.body if isinstance(node, kinds)]
 
 
-def test_there_are_rungs() -> None:
+def test_rungs_are_numbered_without_gaps_in_each_track() -> None:
     assert SCRIPTS[0] == "01_flask_blocking.py"
     for track in (RUNGS, SCRIPTS[len(RUNGS) :]):
         first = int(track[0][:2])
         assert [int(script[:2]) for script in track] == list(range(first, first + len(track)))
 
 
-def test_a_rung_can_be_read_in_one_sitting(script: str) -> None:
+def test_a_rung_has_120_to_300_lines(script: str) -> None:
     assert 120 <= len((ROOT / script).read_text().splitlines()) <= 300
 
 
-def test_every_rung_reads_in_the_same_order(script: str) -> None:
+def test_every_rung_has_the_same_order(script: str) -> None:
     tree = parsed(ROOT / script)
     names = definitions(tree)
     assert [name for name in names if name in ORDER] == ORDER
@@ -103,8 +103,8 @@ def test_every_rung_reads_in_the_same_order(script: str) -> None:
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    main()"
 
 
-def test_the_docstring_teaches(script: str) -> None:
-    """Its number and idea, a drawing, how to run it, and what is still wrong."""
+def test_the_docstring_has_all_its_parts(script: str) -> None:
+    """Number and idea, a drawing, how to run the rung, and its remaining flaw."""
     doc = import_rung(script).__doc__ or ""
     lines = doc.splitlines()
     assert re.fullmatch(rf"Rung {script[:2]}: .+\.", lines[0])
@@ -114,7 +114,7 @@ def test_the_docstring_teaches(script: str) -> None:
     assert re.search(r"^What is (still )?wrong", doc, re.MULTILINE)
     if script != SCRIPTS[0]:
         previous = SCRIPTS[SCRIPTS.index(script) - 1][:2]
-        assert re.search(rf"Rung {previous}\b", doc), "it begins with the failure of the rung before"
+        assert re.search(rf"Rung {previous}\b", doc), "it names the previous rung and its flaw"
 
 
 def test_the_configuration_is_one_frozen_dataclass_of_flags(script: str) -> None:
@@ -127,7 +127,7 @@ def test_the_configuration_is_one_frozen_dataclass_of_flags(script: str) -> None
 
 
 def test_nothing_runs_at_import(script: str) -> None:
-    """At the top level stand definitions and plain assignments: no loop, no condition but the last."""
+    """The top level has definitions and assignments only: no loop, no condition except the last."""
     *body, _ = parsed(ROOT / script).body
     allowed = (
         ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef,
@@ -146,7 +146,7 @@ def root_name(node: ast.expr) -> str:
 
 
 def borrowed_names(tree: ast.Module) -> set[str]:
-    """Variables at the top level that hold another rung or a part of one."""
+    """Top-level variables that refer to another rung or a part of it."""
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign):
@@ -157,8 +157,8 @@ def borrowed_names(tree: ast.Module) -> set[str]:
     return names
 
 
-def tampering(tree: ast.Module) -> list[str]:
-    """Where a borrowed part is subclassed or one of its attributes is set."""
+def modifications(tree: ast.Module) -> list[str]:
+    """Places where a part of another rung is subclassed or gets a new attribute value."""
     borrowed = borrowed_names(tree)
     found = []
     for node in ast.walk(tree):
@@ -175,8 +175,8 @@ def tampering(tree: ast.Module) -> list[str]:
     return found
 
 
-def test_no_rung_changes_a_part_of_another(script: str) -> None:
-    assert tampering(parsed(ROOT / script)) == []
+def test_no_rung_modifies_a_part_of_another_rung(script: str) -> None:
+    assert modifications(parsed(ROOT / script)) == []
 
 
 @pytest.mark.parametrize(
@@ -192,14 +192,14 @@ def test_no_rung_changes_a_part_of_another(script: str) -> None:
         "rung_02.__dict__['stream'] = None",
     ],
 )
-def test_a_change_to_a_part_of_another_rung_would_be_seen(code: str) -> None:
+def test_a_modified_part_of_another_rung_is_detected(code: str) -> None:
     borrowed = "rung_02 = importlib.import_module('02_async_streaming')\ncreate_app = rung_02.create_app\n"
-    assert tampering(ast.parse(borrowed + code))
-    assert not tampering(ast.parse(borrowed + "app = create_app(Engine())\nx = rung_02.END"))
+    assert modifications(ast.parse(borrowed + code))
+    assert not modifications(ast.parse(borrowed + "app = create_app(Engine())\nx = rung_02.END"))
 
 
 class Anonymous(ast.NodeTransformer):
-    """Takes from a definition what a copier would change: its names, its annotations, its texts."""
+    """Removes from a definition what differs between copies: names, annotations and strings."""
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
@@ -236,7 +236,7 @@ def fingerprint(definition: Definition) -> str:
 
 
 def repeated(texts: Mapping[str, str]) -> list[list[str]]:
-    """Definitions of a dozen lines or more that stand in several places, each as "file:line name"."""
+    """Definitions of a dozen lines or more that occur more than once, each as "file:line name"."""
     places: dict[str, list[str]] = defaultdict(list)
     for file, text in texts.items():
         for node in ast.walk(ast.parse(text)):
@@ -245,11 +245,11 @@ def repeated(texts: Mapping[str, str]) -> list[list[str]]:
     return [where for where in places.values() if len(where) > 1]
 
 
-def test_no_definition_of_a_dozen_lines_stands_twice() -> None:
+def test_no_definition_of_a_dozen_lines_is_duplicated() -> None:
     assert repeated({str(file.relative_to(ROOT)): file.read_text() for file in sources()}) == []
 
 
-def test_a_copy_would_be_seen_under_other_names() -> None:
+def test_a_copy_with_other_names_is_detected() -> None:
     body = "".join(f"    {{}} = {{}} + {number}\n" for number in range(11))
     first = "def first(x: int) -> int:\n    'Doc.'\n" + body.format(*["x"] * 22)
     second = "async def other():\n    pass\n\nclass A:\n    def second(self_):\n" + "".join(
@@ -263,7 +263,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|work|mnt|tmp|opt)
 BINARY = {".safetensors", ".png", ".ico", ".woff2", ".webm"}
 
 
-def test_no_text_names_a_place_on_somebodys_machine() -> None:
+def test_no_file_contains_a_path_of_a_developers_machine() -> None:
     found = [
         f"{file.relative_to(ROOT)}: {match[0]}"
         for file in tracked_files()
@@ -273,7 +273,7 @@ def test_no_text_names_a_place_on_somebodys_machine() -> None:
     assert found == []
 
 
-def test_a_machine_path_would_be_seen() -> None:
+def test_a_machine_path_is_detected() -> None:
     for place in ("home/me", "root/x", "Users/me", "tmp/x"):
         assert MACHINE_PATH.search(f"open('/{place}')")
     assert not MACHINE_PATH.search("https://example.org/home/me and ./work/x and a/root/x")
@@ -283,8 +283,8 @@ UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "
 
 
 def unpickling(tree: ast.AST) -> list[str]:
-    """Where a file could be read in a way that lets it run code."""
-    found = [name for name in modules_called_for(tree) if name.split(".")[0] in UNPICKLERS]
+    """Calls and imports that can run code from a file that they read."""
+    found = [name for name in imported_modules(tree) if name.split(".")[0] in UNPICKLERS]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             full = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -299,7 +299,7 @@ def unpickling(tree: ast.AST) -> list[str]:
 
 
 def test_nothing_is_unpickled() -> None:
-    """A pickle is a program. Weights and data are safetensors and JSON, which cannot be one."""
+    """A pickle can run code. Weights and data are safetensors and JSON, which cannot."""
     assert {str(file): found for file in sources() if (found := unpickling(parsed(file)))} == {}
 
 
@@ -316,10 +316,10 @@ def test_nothing_is_unpickled() -> None:
         "pandas.read_pickle('rows.pkl')",
     ],
 )
-def test_unpickling_would_be_seen(code: str) -> None:
+def test_unpickling_is_detected(code: str) -> None:
     assert unpickling(ast.parse(code))
     assert not unpickling(ast.parse("from safetensors.numpy import load\nload(content)\njson.load(file)"))
 
 
-def test_every_source_file_says_what_it_is_for() -> None:
+def test_every_source_file_has_a_docstring() -> None:
     assert [str(file) for file in sources() if not ast.get_docstring(parsed(file))] == []

@@ -1,4 +1,4 @@
-"""Holds model loading to account: what cannot be loaded is told in one line, and what is bundled is sound."""
+"""Tests model loading: errors take one line, and the bundled model is valid."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLISHED_PARAMETERS = {
 }
 
 
-def refusal(name: str, **settings: str) -> str:
+def load_error(name: str, **settings: str) -> str:
     with pytest.raises(UserError) as caught:
         load_model(name, **settings)
     message = str(caught.value)
@@ -49,87 +49,87 @@ def refusal(name: str, **settings: str) -> str:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the bundled model, for damage."""
+    """A copy of the bundled model, which a test may damage."""
     return Path(shutil.copytree(BUNDLED, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "~/nothing", "nothing", "a/b/c"])
-def test_a_name_that_is_nothing_says_what_can_be_named(name: str) -> None:
-    message = refusal(name)
+def test_an_unknown_model_name_lists_the_valid_kinds(name: str) -> None:
+    message = load_error(name)
     assert repr(name) in message
     assert all(word in message for word in ("tiny", "save_pretrained", "hub id", *RANDOM_SHAPES))
 
 
-def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
-    assert "no config.json" in refusal(str(tmp_path))
+def test_a_directory_without_config_json_is_an_error(tmp_path: Path) -> None:
+    assert "no config.json" in load_error(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"model_type": "llama",}', "\xff"])
-def test_a_configuration_that_is_no_json(checkpoint: Path, text: str) -> None:
+def test_a_config_that_is_not_json_is_an_error(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text, encoding="latin-1")
-    assert "config.json is not JSON" in refusal(str(checkpoint))
+    assert "config.json is not JSON" in load_error(str(checkpoint))
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"model_type": 3}'])
-def test_a_configuration_that_is_json_and_no_configuration(checkpoint: Path, text: str) -> None:
+def test_a_config_with_the_wrong_structure_is_an_error(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
-    assert str(checkpoint) in refusal(str(checkpoint))
+    assert str(checkpoint) in load_error(str(checkpoint))
 
 
-def test_a_model_type_that_nobody_knows(checkpoint: Path) -> None:
+def test_an_unknown_model_type_is_an_error(checkpoint: Path) -> None:
     edit_json(checkpoint / "config.json", model_type="telepathy")
-    assert "telepathy" in refusal(str(checkpoint))
+    assert "telepathy" in load_error(str(checkpoint))
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "not json"])
-def test_a_tokenizer_that_cannot_be_read(checkpoint: Path, damage: str) -> None:
+def test_an_unreadable_tokenizer_is_an_error(checkpoint: Path, damage: str) -> None:
     for file in checkpoint.glob("tokenizer*"):
         file.unlink()
     if damage != "missing":
         (checkpoint / "tokenizer.json").write_text("" if damage == "empty" else "{nonsense")
-    assert "tokenizer" in refusal(str(checkpoint))
+    assert "tokenizer" in load_error(str(checkpoint))
 
 
-def test_a_directory_without_safetensors(checkpoint: Path) -> None:
+def test_a_directory_without_safetensors_is_an_error(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    assert "no model*.safetensors" in refusal(str(checkpoint))
+    assert "no model*.safetensors" in load_error(str(checkpoint))
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, 100_000])
-def test_safetensors_that_are_cut_short(checkpoint: Path, length: int) -> None:
+def test_truncated_safetensors_are_an_error(checkpoint: Path, length: int) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
-    assert "model.safetensors is damaged" in refusal(str(checkpoint))
+    assert "model.safetensors is damaged" in load_error(str(checkpoint))
 
 
-def test_safetensors_that_are_something_else(checkpoint: Path) -> None:
+def test_safetensors_with_another_format_are_an_error(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").write_bytes(b"\x80\x04K\x01." * 100)
-    assert "model.safetensors is damaged" in refusal(str(checkpoint))
+    assert "model.safetensors is damaged" in load_error(str(checkpoint))
 
 
-def test_a_generation_configuration_that_is_no_json(checkpoint: Path) -> None:
+def test_a_generation_config_that_is_not_json_is_an_error(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").write_text("{")
-    assert "generation_config.json" in refusal(str(checkpoint))
+    assert "generation_config.json" in load_error(str(checkpoint))
 
 
-def test_an_unknown_random_shape_lists_the_known() -> None:
-    message = refusal("random:gpt-5")
+def test_an_unknown_random_shape_lists_the_known_shapes() -> None:
+    message = load_error("random:gpt-5")
     assert "'random:gpt-5'" in message
     assert all(shape in message for shape in RANDOM_SHAPES)
 
 
-def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_cuda_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "--device cuda" in refusal("tiny", device="cuda")
+    assert "--device cuda" in load_error("tiny", device="cuda")
 
 
-def test_automatic_choices_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_device_and_dtype_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     decoder = load_model("tiny").decoder
     assert (decoder.device.type, decoder.dtype) == ("cpu", torch.float32)
 
 
-def test_a_hub_id_without_a_network_is_one_line_that_helps(
+def test_a_hub_id_without_network_prints_one_line_with_alternatives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -148,7 +148,7 @@ def test_a_hub_id_without_a_network_is_one_line_that_helps(
 @pytest.mark.parametrize(
     ("value", "expected"), [(None, []), (5, [5]), ([5, 7], [5, 7])], ids=["none", "one", "several"]
 )
-def test_generation_config_decides_what_ends_a_text(
+def test_generation_config_takes_precedence_for_end_tokens(
     checkpoint: Path, value: object, expected: list[int]
 ) -> None:
     edit_json(checkpoint / "config.json", eos_token_id=3)
@@ -165,7 +165,7 @@ def random_architecture(shape: str) -> tuple[Architecture, bool, object]:
 
 
 @pytest.mark.parametrize("shape", RANDOM_SHAPES)
-def test_a_random_shape_has_the_tensors_that_transformers_has(shape: str) -> None:
+def test_a_random_shape_has_the_same_tensors_as_transformers(shape: str) -> None:
     architecture, query_key_norm, config = random_architecture(shape)
     with torch.device("meta"):
         model = untrained(config)
@@ -175,11 +175,11 @@ def test_a_random_shape_has_the_tensors_that_transformers_has(shape: str) -> Non
     assert sum(math.prod(size) for size in shapes.values()) == PUBLISHED_PARAMETERS[shape]
 
 
-def test_every_random_shape_has_its_published_size_here() -> None:
+def test_every_random_shape_is_compared_with_its_published_size() -> None:
     assert PUBLISHED_PARAMETERS.keys() == RANDOM_SHAPES.keys()
 
 
-def test_a_random_model_generates_and_never_ends() -> None:
+def test_a_random_model_generates_without_an_end_token() -> None:
     model = load_model("random:smollm2-135m", dtype="bfloat16", device="cpu")
     assert model.stop_ids == frozenset()
     assert model.context == 8192
@@ -190,7 +190,7 @@ def test_a_random_model_generates_and_never_ends() -> None:
     assert logits.std() > 0
 
 
-def test_random_weights_are_the_same_every_time_and_no_two_tensors_are_equal() -> None:
+def test_random_weights_are_deterministic_and_differ_between_tensors() -> None:
     architecture, _, _ = random_architecture("smollm2-135m")
     first, second = (RandomWeights(architecture, query_key_norm=False) for _ in range(2))
     query, key = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
@@ -200,7 +200,7 @@ def test_random_weights_are_the_same_every_time_and_no_two_tensors_are_equal() -
 
 
 @pytest.mark.parametrize("vocabulary", sorted({shape["vocab_size"] for shape in RANDOM_SHAPES.values()}))
-def test_a_random_tokenizer_shows_every_id_as_another_word(vocabulary: int) -> None:
+def test_a_random_tokenizer_has_a_different_word_for_every_id(vocabulary: int) -> None:
     tokenizer = random_tokenizer(vocabulary)
     assert tokenizer.backend.get_vocab_size() == vocabulary
     first_made_up = len(AutoTokenizer.from_pretrained(BUNDLED))
@@ -213,16 +213,16 @@ def test_a_random_tokenizer_shows_every_id_as_another_word(vocabulary: int) -> N
 
 
 @given(first=st.integers(0, 10**6), second=st.integers(0, 10**6))
-def test_no_two_numbers_share_a_made_up_word(first: int, second: int) -> None:
+def test_made_up_words_are_unique(first: int, second: int) -> None:
     assert (made_up_word(first) == made_up_word(second)) == (first == second)
 
 
-def test_the_bundled_model_is_small_and_no_file_of_it_can_run_code() -> None:
+def test_the_bundled_model_is_small_and_has_no_file_that_can_run_code() -> None:
     files = sorted(BUNDLED.iterdir())
     assert {file.suffix for file in files} == {".json", ".safetensors"}
     assert sum(file.stat().st_size for file in files) < 10_000_000
     for file in files:
-        # A pickle begins with its protocol, a torch file of today is a zip archive.
+        # A pickle starts with its protocol opcode; torch.save writes a zip archive.
         assert not file.read_bytes().startswith((b"\x80", b"PK"))
 
 
@@ -236,24 +236,22 @@ def test_the_bundled_model_is_read_without_transformers_and_as_by_transformers()
     assert read_tokenizer(BUNDLED).to_str() == backend.to_str()
 
 
-@pytest.mark.parametrize("left_out", ["head_dim", "rms_norm_eps", "eos_token_id", "rope_parameters"])
-def test_what_a_configuration_leaves_out_transformers_knows(
-    bundled: Model, checkpoint: Path, left_out: str
-) -> None:
+@pytest.mark.parametrize("missing", ["head_dim", "rms_norm_eps", "eos_token_id", "rope_parameters"])
+def test_missing_settings_get_transformers_defaults(bundled: Model, checkpoint: Path, missing: str) -> None:
     settings = json.loads((checkpoint / "config.json").read_text())
-    del settings[left_out]
+    del settings[missing]
     (checkpoint / "config.json").write_text(json.dumps(settings))
     architecture, whole = load_model(str(checkpoint)).decoder.architecture, bundled.decoder.architecture
     assert replace(architecture, rope_frequencies=whole.rope_frequencies) == whole
     assert torch.equal(architecture.rope_frequencies, whole.rope_frequencies)
 
 
-def test_a_size_that_is_no_number_is_told(checkpoint: Path) -> None:
+def test_a_size_that_is_not_a_number_is_an_error(checkpoint: Path) -> None:
     edit_json(checkpoint / "config.json", hidden_size="large")
-    assert "hidden_size" in refusal(str(checkpoint))
+    assert "hidden_size" in load_error(str(checkpoint))
 
 
-def test_a_tokenizer_with_settings_of_its_own_is_read_by_transformers(checkpoint: Path) -> None:
+def test_a_tokenizer_with_extra_settings_is_loaded_with_transformers(checkpoint: Path) -> None:
     edit_json(checkpoint / "tokenizer_config.json", extra_special_tokens=["<|extra|>"])
     known = load_model(str(checkpoint)).tokenizer.backend.get_vocab(with_added_tokens=True)
     assert "<|extra|>" in known
@@ -270,7 +268,7 @@ def test_transformers_loads_the_bundled_model() -> None:
     assert len(tokenizer) == model.config.vocab_size
 
 
-def test_int8_answers_as_float32_does(bundled: Model) -> None:
+def test_int8_and_float32_give_the_same_short_outputs(bundled: Model) -> None:
     quantized = load_model("tiny", "int8", "cpu")
     for prompt in ("What is 2 + 2?", "What is 9 - 4?", "Count from 1 to 6."):
         ids = bundled.tokenizer.encode(prompt)

@@ -1,7 +1,7 @@
-"""Holds the decoder to account: logits and greedy tokens are transformers' own, however the work is cut up.
+"""Tests the decoder: its logits and greedy tokens equal those of transformers for any batches and chunks.
 
-Every architecture and rope type that is supported, ragged batches in scattered slots, prompts in
-chunks, slots that are reused and moved; and what is not supported is refused by name.
+Covered: every supported architecture and rope type, ragged batches in non-adjacent slots, chunked
+prefill, reused and moved slots, and errors that name what is not supported.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ STEPS = 20
 
 
 def make_checkpoint(directory: Path, config: PretrainedConfig) -> Path:
-    """A small random model whose weights are large enough that its greedy texts differ."""
+    """A small random model whose weights are large enough that its greedy outputs differ."""
     torch.manual_seed(0)
     model = untrained(config)
     for name, parameter in model.named_parameters():
@@ -94,7 +94,7 @@ class Pair:
         self._expected: dict[tuple[tuple[int, ...], int], list[int]] = {}
 
     def expected(self, prompt: Sequence[int], steps: int = STEPS) -> list[int]:
-        """Transformers' answer to this prompt alone, past any end token."""
+        """Transformers' output for this prompt alone, end tokens ignored."""
         key = (tuple(prompt), steps)
         if key not in self._expected:
             self._expected[key] = self.oracle.generate(list(prompt), steps, eos_token_id=None)
@@ -109,7 +109,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """One of them for what does not depend on the architecture."""
+    """One checkpoint for tests that do not depend on the architecture."""
     return Pair(make_checkpoint(tmp_path_factory.mktemp("llama"), CONFIGURATIONS["llama3-biases"]))
 
 
@@ -118,10 +118,10 @@ def best(logits: Tensor) -> list[int]:
     return ids
 
 
-def decode_on(
+def decode_steps(
     decoder: Decoder, cache: KVCache, slots: Sequence[int], outputs: list[list[int]], steps: int
 ) -> None:
-    """Greedily lengthen the outputs, all in one batch."""
+    """Run greedy decode steps for all outputs in one batch."""
     for _ in range(steps):
         logits = decoder.decode(cache, slots, [output[-1] for output in outputs])
         for output, token in zip(outputs, best(logits), strict=True):
@@ -131,7 +131,7 @@ def decode_on(
 def generate(decoder: Decoder, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     cache = decoder.new_cache(slots=6, context=40)
     outputs = [[token] for token in best(decoder.prefill(cache, slots, prompts))]
-    decode_on(decoder, cache, slots, outputs, STEPS - 1)
+    decode_steps(decoder, cache, slots, outputs, STEPS - 1)
     return outputs
 
 
@@ -139,7 +139,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
-def test_logits_are_those_of_transformers_for_prefill_and_for_every_decode(pair: Pair) -> None:
+def test_logits_equal_transformers_for_prefill_and_every_decode_step(pair: Pair) -> None:
     ids = [*PROMPTS[0], *pair.expected(PROMPTS[0])]
     theirs = pair.oracle.logits(ids)
     decoder, cut = pair.ours.decoder, len(PROMPTS[0])
@@ -151,13 +151,13 @@ def test_logits_are_those_of_transformers_for_prefill_and_for_every_decode(pair:
 
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [1, 2, 4], [5, 0, 3]])
-def test_a_ragged_batch_in_any_slots_gives_each_its_own_greedy_text(pair: Pair, slots: list[int]) -> None:
+def test_ragged_batches_in_any_slots_give_each_row_its_greedy_output(pair: Pair, slots: list[int]) -> None:
     expected = [pair.expected(prompt) for prompt in PROMPTS]
-    assert len(set(map(tuple, expected))) == len(PROMPTS), "these texts cannot tell rows apart"
+    assert len(set(map(tuple, expected))) == len(PROMPTS), "the outputs must differ to identify rows"
     assert generate(pair.ours.decoder, slots, PROMPTS) == expected
 
 
-def test_the_bundled_model_is_greedy_like_transformers(bundled: Model, oracle: Oracle) -> None:
+def test_the_bundled_models_greedy_output_equals_transformers(bundled: Model, oracle: Oracle) -> None:
     prompts = [bundled.tokenizer.encode(text) for text in (STORY, QUESTION, "Count from 1 to 9.")]
     expected = [oracle.generate(prompt, STEPS, eos_token_id=None) for prompt in prompts]
     assert generate(bundled.decoder, [0, 2, 5], prompts) == expected
@@ -165,8 +165,8 @@ def test_the_bundled_model_is_greedy_like_transformers(bundled: Model, oracle: O
 
 @settings(max_examples=40)
 @given(cuts=st.lists(st.integers(1, 30), max_size=5), beside=st.lists(st.integers(1, 900), max_size=8))
-def test_a_prompt_in_chunks_equals_a_prompt_at_once(llama: Pair, cuts: list[int], beside: list[int]) -> None:
-    """Ragged chunks too: while one slot takes its chunk, another takes a longer or shorter one."""
+def test_chunked_prefill_equals_prefill_in_one_pass(llama: Pair, cuts: list[int], beside: list[int]) -> None:
+    """Also ragged chunks: in the same pass, another slot gets a longer or shorter chunk."""
     prompt = list(range(100, 131))
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=4, context=120)
@@ -181,48 +181,48 @@ def test_a_prompt_in_chunks_equals_a_prompt_at_once(llama: Pair, cuts: list[int]
             logits = decoder.prefill(cache, [1], [chunk])
     assert cache.lengths == [0, len(prompt), 0, len(others)]
     outputs = [best(logits)]
-    decode_on(decoder, cache, [1], outputs, STEPS - 1)
+    decode_steps(decoder, cache, [1], outputs, STEPS - 1)
     assert outputs == [llama.expected(prompt)]
 
 
-def test_chunks_that_fit_are_taken_beside_a_row_that_is_nearly_full(llama: Pair) -> None:
-    """What counts is how long each row becomes, not the longest row plus the longest chunk."""
+def test_a_nearly_full_row_does_not_limit_the_chunks_of_other_rows(llama: Pair) -> None:
+    """The limit is the new length of each row, not the longest row plus the longest chunk."""
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=2, context=40)
     nearly_full, fresh = list(range(50, 85)), list(range(200, 220))
     decoder.prefill(cache, [0], [nearly_full[:-1]])
     first = best(decoder.prefill(cache, [0, 1], [nearly_full[-1:], fresh]))
     outputs = [[token] for token in first]
-    decode_on(decoder, cache, [0, 1], outputs, 4)
+    decode_steps(decoder, cache, [0, 1], outputs, 4)
     assert outputs == [llama.expected(nearly_full, 5), llama.expected(fresh, 5)]
 
 
-def test_a_slot_that_is_reused_remembers_nothing(llama: Pair) -> None:
+def test_a_reused_slot_keeps_no_old_state(llama: Pair) -> None:
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=2, context=40)
     decoder.prefill(cache, [0, 1], [list(range(300, 330)), PROMPTS[0]])
     cache.reset(0)
     outputs = [best(decoder.prefill(cache, [0], [PROMPTS[1]]))]
-    decode_on(decoder, cache, [0], outputs, STEPS - 1)
+    decode_steps(decoder, cache, [0], outputs, STEPS - 1)
     assert outputs == [llama.expected(PROMPTS[1])]
 
 
-def test_a_request_that_is_moved_goes_on_where_it_was(llama: Pair) -> None:
-    """As when a request in the middle of a batch leaves and the last one takes its place."""
+def test_a_request_moved_to_another_slot_continues(llama: Pair) -> None:
+    """As when a request in the middle of a batch finishes and the last one moves to its slot."""
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=3, context=40)
     outputs = [[token] for token in best(decoder.prefill(cache, [0, 1, 2], PROMPTS))]
-    decode_on(decoder, cache, [0, 1, 2], outputs, 4)
+    decode_steps(decoder, cache, [0, 1, 2], outputs, 4)
     lengths = list(cache.lengths)
     cache.reset(0)
     cache.move(2, 0)
     assert cache.lengths == [lengths[2], lengths[1], 0]
-    stayed = [outputs[2], outputs[1]]
-    decode_on(decoder, cache, [0, 1], stayed, STEPS - 5)
-    assert stayed == [llama.expected(PROMPTS[2]), llama.expected(PROMPTS[1])]
+    remaining = [outputs[2], outputs[1]]
+    decode_steps(decoder, cache, [0, 1], remaining, STEPS - 5)
+    assert remaining == [llama.expected(PROMPTS[2]), llama.expected(PROMPTS[1])]
 
 
-def test_a_request_that_is_moved_to_where_it_is_stays(llama: Pair) -> None:
+def test_a_move_to_the_same_slot_changes_nothing(llama: Pair) -> None:
     cache = llama.ours.decoder.new_cache(slots=1, context=40)
     llama.ours.decoder.prefill(cache, [0], PROMPTS[:1])
     cache.move(0, 0)
@@ -230,7 +230,7 @@ def test_a_request_that_is_moved_to_where_it_is_stays(llama: Pair) -> None:
 
 
 @pytest.mark.parametrize("chunk", [[7], [7, 8, 9]], ids=["decode", "chunk"])
-def test_a_full_slot_raises_and_hurts_nobody(llama: Pair, chunk: list[int]) -> None:
+def test_a_full_slot_raises_and_changes_nothing(llama: Pair, chunk: list[int]) -> None:
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=3, context=30)
     decoder.prefill(cache, [0, 1, 2], [PROMPTS[0], list(range(30)), PROMPTS[2]])
@@ -241,7 +241,7 @@ def test_a_full_slot_raises_and_hurts_nobody(llama: Pair, chunk: list[int]) -> N
     assert torch.equal(cache.data, data)
 
 
-def test_the_cache_of_a_model_has_room_for_its_whole_context(llama: Pair) -> None:
+def test_the_cache_holds_the_models_whole_context(llama: Pair) -> None:
     decoder = llama.ours.decoder
     cache = decoder.new_cache(slots=1)
     assert cache.context == llama.ours.context == 256
@@ -251,7 +251,7 @@ def test_the_cache_of_a_model_has_room_for_its_whole_context(llama: Pair) -> Non
 
 @pytest.mark.parametrize("name", ["mistral-window", "qwen2-window"])
 def test_a_sliding_window_limits_the_context(tmp_path: Path, name: str) -> None:
-    """Inside the window every token is seen by all later ones, which is what this decoder computes."""
+    """Within the window, a token attends to all earlier tokens, as this decoder computes it."""
     pair = Pair(make_checkpoint(tmp_path, CONFIGURATIONS[name]))
     assert pair.ours.context == 48
     prompt = list(range(60, 88))
@@ -261,11 +261,11 @@ def test_a_sliding_window_limits_the_context(tmp_path: Path, name: str) -> None:
 def generate_alone(decoder: Decoder, prompt: list[int]) -> list[int]:
     cache = decoder.new_cache(slots=1)
     outputs = [best(decoder.prefill(cache, [0], [prompt]))]
-    decode_on(decoder, cache, [0], outputs, STEPS - 1)
+    decode_steps(decoder, cache, [0], outputs, STEPS - 1)
     return outputs[0]
 
 
-def test_a_window_that_is_switched_off_limits_nothing(tmp_path: Path) -> None:
+def test_a_disabled_window_does_not_limit_the_context(tmp_path: Path) -> None:
     config = Qwen2Config(**SIZES, use_sliding_window=False, sliding_window=48)
     assert load_model(str(make_checkpoint(tmp_path, config))).context == 256
 
@@ -283,7 +283,7 @@ def test_bfloat16_runs_and_stays_near_float32(llama: Pair) -> None:
 
 @pytest.mark.parametrize("rows", [1, WIDE - 1, WIDE, 3 * WIDE])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_bfloat16_product_is_the_same_however_wide(rows: int, has_bias: bool) -> None:
+def test_bfloat16_linear_is_correct_for_any_number_of_rows(rows: int, has_bias: bool) -> None:
     weight, x = torch.randn(96, 40).bfloat16(), torch.randn(rows, 1, 40).bfloat16()
     bias = torch.randn(96).bfloat16() if has_bias else None
     exact = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
@@ -293,7 +293,7 @@ def test_a_bfloat16_product_is_the_same_however_wide(rows: int, has_bias: bool) 
     torch.testing.assert_close(product.float(), exact, rtol=2**-7, atol=2**-6)
 
 
-def refusal(directory: Path) -> str:
+def load_error(directory: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_model(str(directory))
     message = str(caught.value)
@@ -301,9 +301,9 @@ def refusal(directory: Path) -> str:
     return message
 
 
-def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_an_unsupported_architecture_names_it(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=1024, n_embd=32, n_layer=1, n_head=2, n_positions=64)
-    message = refusal(make_checkpoint(tmp_path, config))
+    message = load_error(make_checkpoint(tmp_path, config))
     assert "'gpt2'" in message
     assert all(name in message for name in ("llama", "mistral", "qwen2", "qwen3"))
 
@@ -319,29 +319,29 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     ],
     ids=["rope", "quantized", "activation", "missing-layer", "missing-head"],
 )
-def test_what_is_not_computed_is_refused_by_name(
+def test_the_error_for_an_unsupported_setting_names_it(
     tmp_path: Path, changes: dict[str, Any], words: list[str]
 ) -> None:
     directory = make_checkpoint(tmp_path, LlamaConfig(**SIZES, tie_word_embeddings=True))
     edit_json(directory / "config.json", **changes)
-    message = refusal(directory)
+    message = load_error(directory)
     assert all(word in message for word in words), message
 
 
-def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_tensor_shape_names_the_tensor(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path, LlamaConfig(**SIZES))
     edit_json(directory / "config.json", num_attention_heads=8, head_dim=8)
-    assert "q_proj" in refusal(directory)
+    assert "q_proj" in load_error(directory)
 
 
-def test_the_bundled_weights_are_what_load_model_calls_tiny(bundled: Model) -> None:
+def test_tiny_loads_the_bundled_weights(bundled: Model) -> None:
     again = load_model(str(BUNDLED), dtype="float32", device="cpu")
     assert torch.equal(again.decoder.embedding, bundled.decoder.embedding)
     assert again.stop_ids == bundled.stop_ids
 
 
 @pytest.mark.parametrize(("slots", "context"), [(2, 40), (8, 12), (4, 24), (2, 48)])
-def test_a_cache_cut_anew_still_holds_what_it_held(bundled: Model, slots: int, context: int) -> None:
+def test_a_reshaped_cache_keeps_its_keys_and_values(bundled: Model, slots: int, context: int) -> None:
     decoder = bundled.decoder
     cache = decoder.new_cache(slots=4, context=24)
     decoder.prefill(cache, [0, 1], [[5, 6, 7], [8, 9, 10, 11, 12]])

@@ -1,4 +1,4 @@
-"""Every notebook runs from a clean kernel to its end, offline, and is committed with such a run's outputs."""
+"""Tests that every notebook runs from a clean kernel to its end, offline, and has committed outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from notebooks.execute import NOTEBOOKS, executed, read
 from tests.support import SCRIPTS
 
 OFFLINE = ROOT / "tests" / "offline"
-PLACES = ("/home/", "/Users/", "site-packages", "ipykernel_")
+MACHINE_PATHS = ("/home/", "/Users/", "site-packages", "ipykernel_")
 
 
 def code_cells(notebook: NotebookNode) -> list[Any]:
@@ -25,29 +25,29 @@ def code_cells(notebook: NotebookNode) -> list[Any]:
 
 
 def kinds(cell: Any) -> list[list[str]]:
-    """What sort of outputs a cell has; what they say differs from run to run where it is measured."""
+    """The kinds of a cell's outputs. Contents differ between runs, because they include measurements."""
     return [
         sorted(output["data"]) if "data" in output else [output.get("name", output.output_type)]
         for output in cell.outputs
     ]
 
 
-# A group for each, wherever there is a process free: they share no server.
-APART = [pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem)) for file in NOTEBOOKS]
+# An xdist group per notebook, so that they run in parallel: they share no server.
+GROUPS = [pytest.param(file, id=file.stem, marks=pytest.mark.xdist_group(file.stem)) for file in NOTEBOOKS]
 
 
-@pytest.fixture(params=APART)
+@pytest.fixture(params=GROUPS)
 def file(request: pytest.FixtureRequest) -> Path:
     notebook: Path = request.param
     return notebook
 
 
-def test_every_rung_has_a_notebook_of_its_name() -> None:
+def test_every_rung_has_a_notebook_with_its_name() -> None:
     assert [file.stem for file in NOTEBOOKS] == ["00_tour", *(Path(script).stem for script in SCRIPTS)]
 
 
-def test_it_runs_from_a_clean_kernel_and_shows_what_is_committed(file: Path) -> None:
-    """A cell that fails is an exception here. A committed output of another kind is of other code."""
+def test_a_fresh_run_has_the_same_kinds_of_outputs_as_the_committed_notebook(file: Path) -> None:
+    """A failing cell raises here. A committed output of another kind comes from older code."""
     fresh = executed(file, OFFLINE)
     before = read(file)
     assert [kinds(cell) for cell in code_cells(fresh)] == [kinds(cell) for cell in code_cells(before)]
@@ -55,8 +55,8 @@ def test_it_runs_from_a_clean_kernel_and_shows_what_is_committed(file: Path) -> 
 
 
 @pytest.mark.parametrize("address", [("192.0.2.1", 80), ("huggingface.co", 443)])
-def test_a_network_would_be_noticed(address: tuple[str, int]) -> None:
-    """The first of these is an address that is nobody's."""
+def test_a_network_connection_is_refused(address: tuple[str, int]) -> None:
+    """The first address is reserved for documentation."""
     code = f"import socket; socket.create_connection({address!r}, timeout=5)"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -69,22 +69,22 @@ def test_a_network_would_be_noticed(address: tuple[str, int]) -> None:
     assert f"no network here, and so not {address[0]}" in done.stderr
 
 
-def test_its_cells_were_run_once_each_in_order(file: Path) -> None:
+def test_cells_were_executed_once_in_order(file: Path) -> None:
     cells = code_cells(read(file))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
-def test_its_outputs_are_there_and_name_no_place_on_a_machine(file: Path) -> None:
+def test_outputs_contain_a_plot_no_error_and_no_machine_path(file: Path) -> None:
     cells = code_cells(read(file))
     outputs = [output for cell in cells for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs), "it plots"
     assert not [output for output in outputs if output.output_type == "error"]
     for output in outputs:
         shown = str({**output, "data": {**output.get("data", {}), "image/png": ""}})
-        assert not [place for place in PLACES if place in shown]
+        assert not [place for place in MACHINE_PATHS if place in shown]
 
 
-def test_every_exercise_has_a_solution_and_a_cell_that_proves_it(file: Path) -> None:
+def test_every_exercise_has_a_solution_and_a_cell_that_checks_it(file: Path) -> None:
     cells = code_cells(read(file))
     tags = [(cell.metadata.get("tags") or [""])[0] for cell in cells]
     exercises = [place for place, tag in enumerate(tags) if tag == "exercise"]

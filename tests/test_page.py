@@ -1,7 +1,7 @@
-"""Tests the page of rungs 01 to 05 in a real browser: what it shows of a server, and what it sends to it.
+"""Tests the page of rungs 01 to 05 in a real browser: what it shows, and what it sends to the server.
 
-Nothing is timed here. Where a test must see the model at work, a gate holds the model as long as needed. The
-latency of /health is what the page itself reports.
+No test depends on time. Where a test needs a running generation, a gate stops the model. The page itself
+reports the latency of /health.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ladder.llm.loading import Model, load_model
 from ladder.web.page_clients import MOST_CLIENTS
 from ladder.web.schema import GenerateRequest, Health, TokenEvent
 from ladder.web.server import Lifecycle
-from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_accessible
 from tests.support import (
     QUESTION,
     RUNGS,
@@ -41,7 +41,7 @@ from tests.support import (
     serving_flask,
     watched,
 )
-from tests.test_sse import CASES, PIECES, by_the_standard, cut
+from tests.test_sse import CASES, FRAGMENTS, by_the_standard, cut
 
 rung_01 = import_rung("01_flask_blocking.py")
 rung_02 = import_rung("02_async_streaming.py")
@@ -57,7 +57,7 @@ def endless_model(endless: Path) -> Model:
     return load_model(str(endless), dtype="float32", device="cpu")
 
 
-def ask(page: Page, clients: int, prompt: str = STORY, **settings: Any) -> None:
+def start_clients(page: Page, clients: int, prompt: str = STORY, **settings: Any) -> None:
     """Fill in the form and start."""
     page.locator("#prompt").fill(prompt)
     for name, value in settings.items():
@@ -71,18 +71,18 @@ def lanes(page: Page, state: str | None = None) -> Locator:
 
 
 def idle(server: Server) -> dict[str, Any]:
-    """`server.idle`, in another thread: Playwright has an event loop in this one."""
+    """`server.idle` in another thread, because Playwright runs an event loop in this one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(server.idle).result()
 
 
-def next_answers_of_health(page: Page, number: int) -> None:
+def wait_for_health_responses(page: Page, number: int) -> None:
     for _ in range(number):
         with page.expect_response("**/health", timeout=20_000):
             pass
 
 
-def test_the_header_says_which_rung_it_is(server: RungServer, open_page: Open) -> None:
+def test_the_header_names_the_rung(server: RungServer, open_page: Open) -> None:
     page = open_page(server)
     expect(page.locator("h1")).to_contain_text(f"Rung {server.number}")
     doc = (import_rung(server.script).__doc__ or "").splitlines()[0]
@@ -105,10 +105,10 @@ def test_the_header_says_which_rung_it_is(server: RungServer, open_page: Open) -
     assert [rung for rung, stroke in strokes if stroke == "5px"] == [server.number]
 
 
-def test_a_parser_of_events_keeps_to_the_standard(pool: ServerPool, open_page: Open) -> None:
+def test_the_sse_parser_follows_the_standard(pool: ServerPool, open_page: Open) -> None:
     page = open_page(pool(RUNGS[0]))
     chosen = random.Random(0)
-    streams = ["".join(chosen.choices(PIECES, k=chosen.randint(0, 40))).encode() for _ in range(500)]
+    streams = ["".join(chosen.choices(FRAGMENTS, k=chosen.randint(0, 40))).encode() for _ in range(500)]
     cases = [(stream, events) for stream, events in CASES] + [(one, by_the_standard(one)) for one in streams]
     inputs, expected = [], []
     for stream, events in cases:
@@ -131,38 +131,38 @@ def test_a_parser_of_events_keeps_to_the_standard(pool: ServerPool, open_page: O
     assert seen == expected
 
 
-def test_rung_01_flatlines_while_it_generates(bundled: Model, open_page: Open) -> None:
+def test_rung_01_does_not_respond_while_it_generates(bundled: Model, open_page: Open) -> None:
     gate = Gate()
     with serving_flask(rung_01.create_app(rung_01.Engine(watched(bundled, gate))), workers=1) as server:
         page = open_page(server)
         pulse = page.locator("#heartbeat")
         expect(pulse).to_have_attribute("data-state", "good")
         answered: list[str] = []
-        ask(page, 1, QUESTION)
+        start_clients(page, 1, QUESTION)
         gate.reached.wait(timeout=60)
         expect(pulse).to_have_attribute("data-state", "slow")
         page.on("response", lambda response: answered.append(response.url))
-        expect(pulse).to_have_attribute("data-state", "lost")  # for two seconds now
+        expect(pulse).to_have_attribute("data-state", "lost")  # after two seconds
         expect(pulse.locator(".reading")).to_have_text(re.compile(r"no response for [\d.]+ s"))
         expect(lanes(page, "waiting")).to_have_count(1)
         assert answered == []
         gate.opened.set()
         expect(pulse).to_have_attribute("data-state", "good")
         expect(lanes(page, "done")).to_have_count(1)
-        # Every probe that was due counts, not only the one that was sent.
+        # Every probe that was due counts, not only the one that was in flight.
         figures = re.compile(r"/health, median(\d{3} ms|[\d.]+ s).*/health, maximum[\d.]+ s\d\d+ probes")
         expect(page.locator("#summary-figures")).to_have_text(figures)
         page.context.close()
 
 
-def test_rung_02_answers_while_it_generates(bundled: Model, open_page: Open) -> None:
+def test_rung_02_responds_while_it_generates(bundled: Model, open_page: Open) -> None:
     gate = Gate()
     engine = rung_02.Engine(watched(bundled, gate))
     with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
-        ask(page, 1, QUESTION)
+        start_clients(page, 1, QUESTION)
         gate.reached.wait(timeout=60)
-        next_answers_of_health(page, 10)
+        wait_for_health_responses(page, 10)
         expect(page.locator("[data-figure=running]")).to_have_text("1")
         expect(page.locator("#heartbeat")).to_have_attribute("data-state", "good")
         expect(lanes(page, "streaming").locator(".output")).not_to_be_empty()
@@ -171,9 +171,9 @@ def test_rung_02_answers_while_it_generates(bundled: Model, open_page: Open) -> 
         page.context.close()
 
 
-def test_each_client_gets_its_text(server: RungServer, open_page: Open) -> None:
+def test_each_client_gets_its_output(server: RungServer, open_page: Open) -> None:
     page = open_page(server)
-    ask(page, 7, QUESTION, temperature=0, max_tokens=20)
+    start_clients(page, 7, QUESTION, temperature=0, max_tokens=20)
     expect(lanes(page, "done")).to_have_count(7)
     text = server.generate(QUESTION, temperature=0, max_tokens=20).json()["text"]
     expect(page.locator(".output")).to_have_text([text.strip()] * 7)
@@ -182,11 +182,11 @@ def test_each_client_gets_its_text(server: RungServer, open_page: Open) -> None:
     expect(page.locator("#status")).to_have_text("7 clients: 7 done.")
 
 
-def test_a_browser_sends_no_more_to_rung_01_than_it_has_connections(bundled: Model, open_page: Open) -> None:
+def test_the_browsers_connections_limit_requests_to_rung_01(bundled: Model, open_page: Open) -> None:
     gate = Gate()
     with serving_flask(rung_01.create_app(rung_01.Engine(watched(bundled, gate))), workers=1) as server:
         page = open_page(server)
-        ask(page, 7, QUESTION, max_tokens=4)
+        start_clients(page, 7, QUESTION, max_tokens=4)
         gate.reached.wait(timeout=60)
         expect(page.locator("#clients-hint")).to_be_visible()
         expect(lanes(page, "waiting")).to_have_count(5)
@@ -197,11 +197,11 @@ def test_a_browser_sends_no_more_to_rung_01_than_it_has_connections(bundled: Mod
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_stop_ends_the_work(endless_server: RungServer, open_page: Open, stream: bool) -> None:
+def test_stop_stops_all_requests(endless_server: RungServer, open_page: Open, stream: bool) -> None:
     page = open_page(endless_server)
     page.locator("#stream").set_checked(stream)
-    ask(page, 6, max_tokens=3000)
-    page.wait_for_function(  # rung 03 may keep some for its next batch
+    start_clients(page, 6, max_tokens=3000)
+    page.wait_for_function(  # on rung 03 some may wait for the next batch
         """() => ["running", "waiting"].reduce((sum, name) =>
             sum + Number(document.querySelector(`[data-figure=${name}]`).textContent), 0) === 6"""
     )
@@ -212,38 +212,36 @@ def test_stop_ends_the_work(endless_server: RungServer, open_page: Open, stream:
     expect(page.locator("#copy")).to_be_enabled()
 
 
-def test_a_page_that_is_loaded_again_leaves_no_work_behind(
-    pool: ServerPool, endless: Path, open_page: Open
-) -> None:
+def test_a_reload_stops_all_requests(pool: ServerPool, endless: Path, open_page: Open) -> None:
     server = pool(RUNGS[-1], "--model", str(endless))
     page = open_page(server)
-    ask(page, 4, max_tokens=3000)
+    start_clients(page, 4, max_tokens=3000)
     expect(lanes(page, "streaming")).to_have_count(4)
     page.reload()
     expect(page.locator("#start")).to_be_enabled()
     assert idle(server)["running"] == 0
 
 
-def test_the_error_of_one_client_is_shown_and_the_others_go_on(endless_model: Model, open_page: Open) -> None:
+def test_the_error_of_one_client_does_not_stop_the_others(endless_model: Model, open_page: Open) -> None:
     engine = rung_02.Engine(watched(endless_model, Passes(fail_at=20)))
     with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
-        ask(page, 3, max_tokens=30)
+        start_clients(page, 3, max_tokens=30)
         expect(lanes(page, "done")).to_have_count(2)
         expect(lanes(page, "failed").locator(".problem")).to_have_text("the model broke")
         expect(page.locator("#status")).to_have_text("3 clients: 2 done, 1 failed.")
         page.context.close()
 
 
-def test_a_request_that_is_refused_says_why(server: RungServer, open_page: Open) -> None:
+def test_a_rejected_request_shows_the_reason(server: RungServer, open_page: Open) -> None:
     page = open_page(server)
-    ask(page, 2, max_tokens=100_000)
+    start_clients(page, 2, max_tokens=100_000)
     expect(lanes(page, "failed")).to_have_count(2)
     expect(page.locator(".problem").first).to_contain_text("422")
     expect(page.locator(".problem").first).to_contain_text("max_tokens")
 
 
-def test_an_answer_that_breaks_off_is_no_text(pool: ServerPool, open_page: Open) -> None:
+def test_a_truncated_response_shows_an_error_and_no_output(pool: ServerPool, open_page: Open) -> None:
     page = open_page(pool("04_continuous_batching.py"))
     began = json.dumps({"client": 0, "status": 200, "type": "application/json"})
     page.route(
@@ -251,7 +249,7 @@ def test_an_answer_that_breaks_off_is_no_text(pool: ServerPool, open_page: Open)
         lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {began}\n\n"),
     )
     page.locator("#stream").uncheck()
-    ask(page, 1, QUESTION)
+    start_clients(page, 1, QUESTION)
     expect(lanes(page, "failed").locator(".problem")).to_have_text("the connection to the server is lost")
     expect(page.locator(".output")).to_be_empty()
 
@@ -275,11 +273,11 @@ class Injector(Lifecycle):
         return Health(rung="02", model=MARKUP, running=0, waiting=0, steps=0, tokens=0, pid=1)
 
 
-def test_what_the_model_writes_is_text_and_never_markup(open_page: Open) -> None:
+def test_model_output_is_shown_as_text_not_as_markup(open_page: Open) -> None:
     engine = Injector()
     with serving(rung_02.create_app(engine), engine) as server:
         page = open_page(server)
-        ask(page, 2, MARKUP)
+        start_clients(page, 2, MARKUP)
         expect(lanes(page, "done")).to_have_count(2)
         expect(page.locator(".output")).to_have_text([MARKUP] * 2)
         expect(page.locator("#model")).to_have_text(MARKUP)
@@ -288,7 +286,7 @@ def test_what_the_model_writes_is_text_and_never_markup(open_page: Open) -> None
         page.context.close()
 
 
-def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> None:
+def test_the_page_recovers_after_a_server_restart(open_page: Open) -> None:
     with own_rung("02_async_streaming.py") as server:
         page = open_page(server)
         page.locator("#stream").uncheck()
@@ -299,19 +297,19 @@ def test_a_server_that_goes_away_and_comes_back_is_survived(open_page: Open) -> 
         )
         expect(page.locator("#heartbeat")).to_have_attribute("data-state", "lost")
         expect(page.locator("[data-figure=steps]")).to_have_text("–")
-        ask(page, 2, QUESTION)
+        start_clients(page, 2, QUESTION)
         expect(lanes(page, "failed")).to_have_count(2)
         expect(page.locator(".problem").first).to_have_text("the connection to the server is lost")
     with own_rung("03_batching.py", "--port", port):
         expect(page.locator("#lost")).to_be_hidden()
         expect(page.locator("h1")).to_contain_text("Rung 03")
         expect(page.locator("#stream")).not_to_be_checked()
-        ask(page, 2, QUESTION)
+        start_clients(page, 2, QUESTION)
         expect(lanes(page, "done")).to_have_count(2)
         page.context.close()
 
 
-def test_everything_can_be_done_with_the_keyboard(pool: ServerPool, endless: Path, open_page: Open) -> None:
+def test_the_page_works_with_the_keyboard_alone(pool: ServerPool, endless: Path, open_page: Open) -> None:
     server = pool("04_continuous_batching.py", "--model", str(endless))
     page = open_page(server)
     for _ in range(20):
@@ -337,7 +335,7 @@ def test_everything_can_be_done_with_the_keyboard(pool: ServerPool, endless: Pat
 
 def test_the_summary_can_be_copied(pool: ServerPool, open_page: Open) -> None:
     page = open_page(pool("04_continuous_batching.py"), permissions=["clipboard-read", "clipboard-write"])
-    ask(page, 3, seed=1)
+    start_clients(page, 3, seed=1)
     page.locator("#copy").click()
     expect(page.locator("#copied")).to_have_text("Copied.")
     text = page.evaluate("navigator.clipboard.readText()")
@@ -348,21 +346,21 @@ def test_the_summary_can_be_copied(pool: ServerPool, open_page: Open) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_it_can_be_read_by_all(pool: ServerPool, open_page: Open, scheme: str, size: dict[str, int]) -> None:
-    """Before a run and after it."""
+def test_the_page_is_accessible(pool: ServerPool, open_page: Open, scheme: str, size: dict[str, int]) -> None:
+    """Before and after a run."""
     page = open_page(
         pool("04_continuous_batching.py"), size=size, color_scheme=scheme, reduced_motion="reduce"
     )
     for clients in (0, 3):
         if clients:
-            ask(page, clients)
+            start_clients(page, clients)
             expect(page.locator("#copy")).to_be_enabled()
-        assert_readable_by_all(page)
+        assert_accessible(page)
     assert page.evaluate("document.getAnimations().length") == 0
 
 
 @pytest.mark.parametrize("width", [NARROW["width"], 1280, WIDE["width"]])
-def test_the_slots_of_the_batch_stand_in_even_rows(pool: ServerPool, open_page: Open, width: int) -> None:
+def test_the_slots_of_the_batch_form_even_rows(pool: ServerPool, open_page: Open, width: int) -> None:
     page = open_page(pool("04_continuous_batching.py"), {"width": width, "height": 900})
     slots = page.locator(".slots i")
     expect(slots).to_have_count(32)
@@ -370,9 +368,9 @@ def test_the_slots_of_the_batch_stand_in_even_rows(pool: ServerPool, open_page: 
     assert [tops.count(top) for top in sorted(set(tops))] == [16, 16]
 
 
-def test_the_bars_of_a_run_change_colours_with_the_page(pool: ServerPool, open_page: Open) -> None:
+def test_the_bars_of_a_run_follow_the_colour_scheme(pool: ServerPool, open_page: Open) -> None:
     page = open_page(pool("04_continuous_batching.py"), color_scheme="light")
-    ask(page, 1, QUESTION)
+    start_clients(page, 1, QUESTION)
     expect(page.locator("#copy")).to_be_enabled()
     token = """(dark) => {
         const canvas = document.querySelector(".lane canvas");
@@ -387,10 +385,10 @@ def test_the_bars_of_a_run_change_colours_with_the_page(pool: ServerPool, open_p
 
 
 @pytest.mark.parametrize(("motion", "least", "most"), [("reduce", 9, 10), ("no-preference", 100, 250)])
-def test_the_pulse_moves_as_little_as_one_wants(
+def test_the_heartbeat_respects_reduced_motion(
     pool: ServerPool, open_page: Open, motion: str, least: int, most: int
 ) -> None:
-    """In ten seconds of the page's own clock."""
+    """Counts redraws in ten seconds of the page's clock."""
     page = open_page(pool("04_continuous_batching.py"), reduced_motion=motion)
     page.clock.install()
     page.reload()
@@ -411,7 +409,7 @@ def test_the_pulse_moves_as_little_as_one_wants(
     assert least <= page.evaluate("window.drawn") - before <= most
 
 
-def test_the_pictures_for_the_readme_can_be_taken(browser: Browser, pool: ServerPool, tmp_path: Path) -> None:
+def test_the_readme_screenshots_can_be_taken(browser: Browser, pool: ServerPool, tmp_path: Path) -> None:
     picture = PICTURES[-1]
     file = take(browser, picture, pool(picture.script).url, "dark", tmp_path)
     with Image.open(file) as image:
@@ -419,15 +417,15 @@ def test_the_pictures_for_the_readme_can_be_taken(browser: Browser, pool: Server
 
 
 LONGEST_TASK = 0.1
-"""Seconds; what takes longer is felt when one types or scrolls."""
+"""In seconds. A longer task delays typing and scrolling noticeably."""
 
 
-def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page: Open) -> None:
-    """By the browser's own trace. A task counts by the time that it computed: other processes are at work
-    on this machine, first of all the model."""
+def test_sixteen_lanes_cause_no_long_task(browser: Browser, pool: ServerPool, open_page: Open) -> None:
+    """Measured with the browser's trace. Only a task's CPU time counts, because other processes, such as the
+    model, use the same machine."""
     page = open_page(pool("04_continuous_batching.py"))
     browser.start_tracing(page=page, categories=["toplevel", "disabled-by-default-devtools.timeline"])
-    ask(page, MOST_CLIENTS)
+    start_clients(page, MOST_CLIENTS)
     expect(page.locator("#copy")).to_be_enabled()
     trace = json.loads(browser.stop_tracing())["traceEvents"]
     main_threads = {
@@ -441,7 +439,7 @@ def test_sixteen_lanes_stay_smooth(browser: Browser, pool: ServerPool, open_page
         if event["name"] == "RunTask" and event["ph"] == "X" and (event["pid"], event["tid"]) in main_threads
     ]
     assert len(tasks) > 100
-    # A task of a few microseconds may have no time on the processor; one of a millisecond must have it.
+    # A task of a few microseconds may report no CPU time; one of a millisecond must report it.
     computed = [task["tdur"] / 1e6 for task in tasks if task["dur"] >= 1000]
     assert 0 < max(computed) < LONGEST_TASK
     expect(lanes(page, "done")).to_have_count(MOST_CLIENTS)

@@ -1,4 +1,4 @@
-"""Tests the page of rung 12 in a real browser: it plays, seeks, uploads and resumes."""
+"""Tests the page of rung 12 in a real browser: play, seek, upload and resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from ladder import ROOT
-from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_accessible
 from tests.support import Server, own_rung
 
 CLIP = ROOT / "ladder" / "data" / "clips" / "batching.webm"
@@ -70,9 +70,7 @@ def test_the_clip_is_small_and_plays_and_seeks(page: Page) -> None:
     )
 
 
-def test_a_telling_picture_stands_before_the_bundled_clip_is_played(
-    page: Page, server: Server, uploads: Path
-) -> None:
+def test_the_bundled_clip_has_a_poster_image(page: Page, server: Server, uploads: Path) -> None:
     video = page.locator("#video")
     expect(video).to_have_attribute("poster", "/page/files/batching.png")
     answer = server.request("GET", "/page/files/batching.png")
@@ -87,13 +85,13 @@ def test_a_telling_picture_stands_before_the_bundled_clip_is_played(
     (uploads / "own.webm").unlink()
 
 
-def test_parts_make_the_whole(page: Page) -> None:
+def test_the_parts_together_equal_the_whole_file(page: Page) -> None:
     page.get_by_role("button", name="Fetch in 8 parts").click()
     expect(page.locator("#parts-status")).to_contain_text("Same SHA-256 as the whole file")
     expect(page.locator("#lines .part").first).to_contain_text("206 bytes")
 
 
-def test_parts_of_a_file_that_is_no_longer_chosen_are_not_shown(page: Page, uploads: Path) -> None:
+def test_parts_of_a_deselected_file_are_not_shown(page: Page, uploads: Path) -> None:
     page.locator("#chooser").set_input_files(
         {"name": "other.webm", "mimeType": "video/webm", "buffer": CLIP.read_bytes()}
     )
@@ -114,7 +112,7 @@ def test_parts_of_a_file_that_is_no_longer_chosen_are_not_shown(page: Page, uplo
     (uploads / "other.webm").unlink()
 
 
-def test_a_table_of_so_many_rows_cannot_be_had(page: Page) -> None:
+def test_too_many_rows_remove_the_export_link(page: Page) -> None:
     rows, link = page.get_by_label("Rows"), page.locator("#export-link")
     rows.fill("10000001")
     expect(link).not_to_have_attribute("href", re.compile(""))
@@ -122,7 +120,7 @@ def test_a_table_of_so_many_rows_cannot_be_had(page: Page) -> None:
     expect(link).to_have_attribute("href", "/export.csv?rows=12")
 
 
-def test_a_file_goes_up_and_can_be_had_again(page: Page, uploads: Path) -> None:
+def test_an_uploaded_file_is_stored_and_listed(page: Page, uploads: Path) -> None:
     content = random.Random(3).randbytes(3_000_000)
     page.locator("#chooser").set_input_files(
         {"name": "größe.bin", "mimeType": "application/octet-stream", "buffer": content}
@@ -134,7 +132,7 @@ def test_a_file_goes_up_and_can_be_had_again(page: Page, uploads: Path) -> None:
     expect(page.locator("#uploaded")).to_contain_text("größe.bin")
 
 
-def test_a_form_goes_up(page: Page, uploads: Path) -> None:
+def test_a_file_can_be_uploaded_as_a_form(page: Page, uploads: Path) -> None:
     page.locator("#as-form").check()
     page.locator("#chooser").set_input_files(
         {"name": "form.txt", "mimeType": "text/plain", "buffer": b"from a form"}
@@ -143,15 +141,15 @@ def test_a_form_goes_up(page: Page, uploads: Path) -> None:
     assert (uploads / "form.txt").read_bytes() == b"from a form"
 
 
-def test_what_the_server_refuses_is_said(page: Page) -> None:
+def test_a_rejected_upload_shows_the_reason(page: Page) -> None:
     page.locator("#chooser").set_input_files({"name": ".hidden", "mimeType": "text/plain", "buffer": b"x"})
     expect(page.locator("#uploads li").first).to_contain_text("must not be empty or begin with a dot")
 
 
-def test_an_upload_goes_on_after_a_pause(page: Page, uploads: Path) -> None:
+def test_an_upload_resumes_after_a_pause_and_a_broken_connection(page: Page, uploads: Path) -> None:
     content = random.Random(4).randbytes(20_000_000)
     (uploads.parent / "large.bin").write_bytes(content)
-    # So slow that it is under way for as long as the test likes.
+    # So slow that the upload is still in flight when the test pauses it.
     network = page.context.new_cdp_session(page)
     network.send("Network.enable")
 
@@ -179,8 +177,8 @@ def test_an_upload_goes_on_after_a_pause(page: Page, uploads: Path) -> None:
 
 
 @contextmanager
-def breaking(url: str, after: int, repaired: threading.Event) -> Iterator[str]:
-    """The address of a proxy of this server, which until repaired resets what has sent so much."""
+def resetting_proxy(url: str, after: int, repaired: threading.Event) -> Iterator[str]:
+    """The address of a proxy that resets each connection after so many bytes, until `repaired` is set."""
     begun, ended = threading.Event(), asyncio.Event()
     address, loop = "", None
 
@@ -239,12 +237,12 @@ def breaking(url: str, after: int, repaired: threading.Event) -> Iterator[str]:
         thread.join()
 
 
-def test_an_upload_goes_on_after_its_connection_was_reset(page: Page, server: Server, uploads: Path) -> None:
+def test_an_upload_resumes_after_a_connection_reset(page: Page, server: Server, uploads: Path) -> None:
     content = random.Random(5).randbytes(20_000_000)
     (uploads.parent / "reset.bin").write_bytes(content)
-    # Until it is seen to break: Chromium by itself sends a request again whose connection was not new.
+    # Repaired only after the page shows the error: Chromium itself retries a request on a reused connection.
     repaired = threading.Event()
-    with breaking(server.url, after=1_000_000, repaired=repaired) as through:
+    with resetting_proxy(server.url, after=1_000_000, repaired=repaired) as through:
         page.goto(through)
         page.locator("#chooser").set_input_files(uploads.parent / "reset.bin")
         row = page.locator("#uploads li").first
@@ -258,8 +256,8 @@ def test_an_upload_goes_on_after_its_connection_was_reset(page: Page, server: Se
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_it_can_be_read_by_all(open_page: Open, server: Server, scheme: str, size: dict[str, int]) -> None:
-    """With a file that was stored and one that was refused."""
+def test_the_page_is_accessible(open_page: Open, server: Server, scheme: str, size: dict[str, int]) -> None:
+    """With one stored and one rejected file."""
     page = open_page(server, size, color_scheme=scheme, reduced_motion="reduce")
     page.locator("#chooser").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"})
     expect(page.locator("#uploads li").first).to_contain_text("stored")
@@ -267,10 +265,10 @@ def test_it_can_be_read_by_all(open_page: Open, server: Server, scheme: str, siz
     expect(page.locator("#uploads li").first).to_contain_text("must not be empty or begin with a dot")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == (scheme == "dark")
-    assert_readable_by_all(page)
+    assert_accessible(page)
 
 
-def test_it_can_be_used_without_a_mouse(page: Page) -> None:
+def test_the_page_works_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#models a").first).to_be_visible()
     reached: list[str] = []
     for _ in range(60):
@@ -285,6 +283,6 @@ def test_it_can_be_used_without_a_mouse(page: Page) -> None:
             break
     wanted = ["choice", "in-parts", "chooser", "as-form", "rows", "export-link", "lines"]
     assert [one for one in reached if one in wanted] == wanted
-    assert "A" in reached  # the files that can be had
+    assert "A" in reached  # the links to files
     expect(page.locator("#as-form")).to_be_checked()
     expect(page.locator("#parts-status")).to_contain_text("Same SHA-256 as the whole file")

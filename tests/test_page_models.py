@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, WebSocket, expect
 
 from ladder.predict.experiment import arm_of
-from tests.browsing import NARROW, WIDE, Open, Ready, assert_readable_by_all
+from tests.browsing import NARROW, WIDE, Open, Ready, assert_accessible
 from tests.predicting import engine_serving, watch
 from tests.support import import_rung, own_rung
 
@@ -53,17 +53,17 @@ ONE = [(0.5, 0.15 + 0.07 * step) for step in range(11)]
 @pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_everyone_can_read_it(open_page: Open, rung: Any, scheme: str, size: Any) -> None:
+def test_the_page_is_accessible(open_page: Open, rung: Any, scheme: str, size: Any) -> None:
     with engine_serving(rung) as (_, server):
         page = open_page(server, size, color_scheme=scheme)
         page.get_by_role("button", name="A handwritten 4").click()
         expect(reading(page, "v2")).to_have_text("4")
-        assert_readable_by_all(page)
+        assert_accessible(page)
 
 
 @pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
-def test_a_table_is_a_stack_of_rows_on_a_phone(open_page: Open, rung: Any) -> None:
-    """Nothing is cut off, each cell says what column it is of, and to a screen reader it is a table."""
+def test_a_narrow_screen_shows_each_table_row_as_a_list(open_page: Open, rung: Any) -> None:
+    """No part is cut off, each cell shows its column's title, and the ARIA roles are those of a table."""
     with engine_serving(rung) as (_, server):
         page = open_page(server, NARROW)
         box = page.locator(".scroll")
@@ -85,7 +85,7 @@ def test_a_table_is_a_stack_of_rows_on_a_phone(open_page: Open, rung: Any) -> No
 
 
 @pytest.mark.parametrize("rung", [rung_10, rung_11], ids=["10", "11"])
-def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
+def test_a_drawing_is_predicted(open_page: Open, rung: Any) -> None:
     with engine_serving(rung) as (_, server):
         page = open_page(server)
         draw(page, ZERO)
@@ -96,8 +96,8 @@ def test_what_is_drawn_is_read(open_page: Open, rung: Any) -> None:
         expect(reading(page, "v2")).to_have_text("1")
 
 
-def test_a_finger_draws(open_page: Open) -> None:
-    """Touches, which the page must not take for scrolling; the pad follows the finger."""
+def test_touch_draws(open_page: Open) -> None:
+    """The page must not scroll on touches; the pad follows the finger."""
     with engine_serving(rung_11) as (_, server):
         page = open_page(server, NARROW, has_touch=True)
         page.locator("#pad").scroll_into_view_if_needed()
@@ -121,17 +121,17 @@ def test_a_finger_draws(open_page: Open) -> None:
         assert page.evaluate("scrollY") == scrolled
 
 
-def test_only_the_main_button_draws(open_page: Open) -> None:
+def test_only_the_primary_mouse_button_draws(open_page: Open) -> None:
     with engine_serving(rung_10) as (_, server):
         page = open_page(server)
-        take_part = page.get_by_role("button", name="Predict the drawing")
+        predict = page.get_by_role("button", name="Predict the drawing")
         page.locator("#pad").click(button="right")
-        expect(take_part).to_be_disabled()
+        expect(predict).to_be_disabled()
         page.locator("#pad").click()
-        expect(take_part).to_be_enabled()
+        expect(predict).to_be_enabled()
 
 
-def test_versions_can_be_changed(open_page: Open) -> None:
+def test_versions_can_be_loaded_unloaded_and_made_the_default(open_page: Open) -> None:
     with engine_serving(rung_10) as (engine, server):
         page = open_page(server)
         row = page.locator("tr[data-version='digits v2']")
@@ -149,16 +149,16 @@ def test_versions_can_be_changed(open_page: Open) -> None:
         expect(page.get_by_role("button", name="Unload digits v1")).to_be_visible()
 
 
-def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
+def test_a_users_request_is_part_of_the_experiment(open_page: Open) -> None:
     with engine_serving(rung_10) as (engine, server):
         page = open_page(server)
-        take_part = page.get_by_role("button", name="Predict the drawing")
-        expect(take_part).to_be_disabled()
+        predict = page.get_by_role("button", name="Predict the drawing")
+        expect(predict).to_be_disabled()
         expect(page.locator(".bars").first).to_be_hidden()
         page.get_by_role("button", name="A handwritten 3").click()
         user = "<b>Ödön</b>"
         page.get_by_label("User").fill(user)
-        take_part.click()
+        predict.click()
         arm = arm_of(user, engine.config)
         expect(page.locator("#arm")).to_have_text(
             f"{arm} is {user}'s version. It predicts 3. Which digit is it?"
@@ -170,25 +170,25 @@ def test_a_user_takes_part_in_the_experiment(open_page: Open) -> None:
         assert engine.experiment.arms[arm].labelled == 1
 
 
-def test_what_is_said_of_a_users_version_stays_true_without_it(open_page: Open) -> None:
+def test_the_experiment_status_is_correct_after_a_version_is_unloaded(open_page: Open) -> None:
     with engine_serving(rung_10) as (engine, server):
         assert arm_of("ada", engine.config) == "v2"
         page = open_page(server)
-        arm, take_part = page.locator("#arm"), page.get_by_role("button", name="Predict the drawing")
+        arm, predict = page.locator("#arm"), page.get_by_role("button", name="Predict the drawing")
         page.get_by_role("button", name="A handwritten 7").click()
-        take_part.click()
+        predict.click()
         expect(arm).to_have_text("v2 is ada's version. It predicts 7. Which digit is it?")
         page.get_by_role("button", name="Unload digits v2").click()
         expect(page.locator("tr[data-version='digits v2']")).to_contain_text("unloaded")
         expect(arm).to_have_text("v2 is ada's version. It predicts 7. Which digit is it?")
-        take_part.click()
+        predict.click()
         expect(arm).to_have_text(
             "v1 predicts 8, because ada's version is unloaded. The experiment does not count this request."
         )
         expect(page.locator("#labels")).to_be_hidden()
 
 
-def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> None:
+def test_the_label_buttons_hide_when_the_drawing_changes(open_page: Open) -> None:
     with engine_serving(rung_10) as (_, server):
         page = open_page(server)
         for gone in ("A handwritten 4", "Clear"):
@@ -200,13 +200,13 @@ def test_no_label_is_asked_for_of_a_drawing_that_is_gone(open_page: Open) -> Non
             expect(page.locator("#arm")).to_have_text("")
 
 
-def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None:
+def test_a_label_can_be_sent_again_after_a_lost_connection(open_page: Open) -> None:
     with own_rung("10_model_versions.py") as server:
         port = str(urlsplit(server.url).port)
         page = open_page(server)
         page.get_by_role("button", name="A handwritten 3").click()
-        take_part = page.get_by_role("button", name="Predict the drawing")
-        take_part.click()
+        predict = page.get_by_role("button", name="Predict the drawing")
+        predict.click()
         expect(page.locator("#labels")).to_be_visible()
         server.process.stop(signal.SIGKILL)
         expect(page.locator("#lost")).to_be_visible()
@@ -218,7 +218,7 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
         page.get_by_role("button", name="It is a 3").click()
         expect(page.locator("#arm")).to_have_text("no prediction of that id waits for its label")
         expect(page.locator("#labels")).to_be_hidden()
-        take_part.click()
+        predict.click()
         expect(page.locator("#labels")).to_be_visible()
         page.context.close()
 
@@ -226,7 +226,7 @@ def test_a_label_that_does_not_arrive_can_be_sent_again(open_page: Open) -> None
 @pytest.mark.parametrize(
     ("script", "figure"), [("10_model_versions.py", "#calls"), ("11_realtime.py", "#cpu")], ids=["10", "11"]
 )
-def test_nothing_that_a_dead_server_said_is_left_and_the_next_one_reads_the_drawing(
+def test_a_dead_servers_values_are_cleared_and_its_successor_predicts_the_drawing(
     open_page: Open, script: str, figure: str
 ) -> None:
     with own_rung(script) as server:
@@ -248,8 +248,8 @@ def test_nothing_that_a_dead_server_said_is_left_and_the_next_one_reads_the_draw
         page.context.close()
 
 
-def test_a_row_stays_the_same_for_as_long_as_nothing_changes(open_page: Open) -> None:
-    """Else a click is lost that the page's next look at the models comes in between."""
+def test_an_unchanged_row_is_not_replaced(open_page: Open) -> None:
+    """Otherwise a click is lost if the page polls /models between mouse down and mouse up."""
     with engine_serving(rung_10) as (_, server):
         page = open_page(server)
         unload = page.get_by_role("button", name="Unload digits v2")
@@ -262,7 +262,7 @@ def test_a_row_stays_the_same_for_as_long_as_nothing_changes(open_page: Open) ->
         expect(page.locator("tr[data-version='digits v2']")).to_contain_text("unloaded")
 
 
-def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(open_page: Open) -> None:
+def test_another_rung_on_the_same_port_loads_its_own_page(open_page: Open) -> None:
     with own_rung("10_model_versions.py") as server:
         port = str(urlsplit(server.url).port)
         page = open_page(server)
@@ -275,8 +275,8 @@ def test_a_rung_with_another_page_that_takes_the_place_is_shown_with_its_own(ope
         page.context.close()
 
 
-def test_a_drawing_is_read_while_it_is_drawn(open_page: Open) -> None:
-    """Over one WebSocket, and before the pen is lifted."""
+def test_a_drawing_is_predicted_while_it_is_drawn(open_page: Open) -> None:
+    """Over a WebSocket, before the mouse button is released."""
     with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         posts: list[str] = []
@@ -310,7 +310,7 @@ def test_the_monitor_shows_the_servers_own_figures(open_page: Open) -> None:
         assert engine.managers["monitor"].connections
 
 
-def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> None:
+def test_a_training_shows_progress_and_its_version_predicts(open_page: Open) -> None:
     with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         expect(page.get_by_text("No events yet.")).to_be_visible()
@@ -325,7 +325,7 @@ def test_a_training_is_followed_and_its_version_reads_too(open_page: Open) -> No
         assert page.locator("#curve").evaluate(f"canvas => {pixels}.some(value => value > 0)")
 
 
-def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Open) -> None:
+def test_the_training_curve_has_axes_and_the_last_values(open_page: Open) -> None:
     run = [(1, 2.0, 0.5), (2, 1.0, 0.9)]
     epochs = [{"epoch": number, "epochs": 40, "loss": loss, "accuracy": right} for number, loss, right in run]
     stream = "".join(f"event: epoch\ndata: {json.dumps(epoch)}\n\n" for epoch in epochs)
@@ -351,7 +351,7 @@ def test_the_curve_of_a_training_has_its_axes_and_its_last_figures(open_page: Op
         assert set(written) == {"0", "1.00", "2.00", "0 %", "50 %", "100 %", "epoch 1", "40"}
 
 
-def test_digits_and_bars_line_up_however_long_a_description_is(open_page: Open) -> None:
+def test_digits_and_bars_align_for_descriptions_of_any_length(open_page: Open) -> None:
     with engine_serving(rung_11) as (_, server):
         page = open_page(server, {"width": 900, "height": 800})
         page.get_by_role("button", name="A handwritten 4").click()
@@ -377,22 +377,22 @@ def test_a_training_can_be_stopped(open_page: Open) -> None:
         expect(page.locator(".card")).to_have_count(2)
 
 
-def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: Open) -> None:
+def test_after_an_error_the_page_retries_once_per_pause(open_page: Open) -> None:
     def broken(_: Any) -> None:
         raise RuntimeError("the model broke")
 
     with engine_serving(rung_11) as (engine, server):
         watch(engine.predicting, "v2", broken)
-        asked: list[Any] = []
-        answered: list[Any] = []
+        sent: list[Any] = []
+        received: list[Any] = []
         page = open_page(server)
 
-        def note_what_is_asked(socket: WebSocket) -> None:
+        def record_frames(socket: WebSocket) -> None:
             if "/ws/predict" in socket.url:
-                socket.on("framesent", lambda frame: asked.append(frame))
-                socket.on("framereceived", lambda frame: answered.append(frame))
+                socket.on("framesent", lambda frame: sent.append(frame))
+                socket.on("framereceived", lambda frame: received.append(frame))
 
-        page.on("websocket", note_what_is_asked)
+        page.on("websocket", record_frames)
         page.reload()
         expect(page.locator(".card")).to_have_count(2)
         page.clock.install(time=0)
@@ -402,15 +402,15 @@ def test_an_error_is_asked_about_again_after_a_pause_and_not_before(open_page: O
             page.get_by_role("button", name="A handwritten 4").click() if not seconds else None
             expect(note).to_contain_text("log says why")
             expect(reading(page, "v1")).to_have_text("4")
-            for _ in range(2000):  # each round trip to the browser brings the news of its WebSockets
+            for _ in range(2000):  # each round trip to the browser delivers the events of its WebSockets
                 page.evaluate("0")
-                if len(answered) == 2 + 2 * seconds:
+                if len(received) == 2 + 2 * seconds:
                     break
-            assert len(asked) == len(answered) == 2 + 2 * seconds
+            assert len(sent) == len(received) == 2 + 2 * seconds
             page.clock.run_for(1000)
 
 
-def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
+def test_the_browser_measures_the_transports(open_page: Open) -> None:
     with engine_serving(rung_11) as (_, server):
         page = open_page(server)
         page.get_by_role("button", name="Measure here").click()
@@ -424,7 +424,7 @@ def test_the_transports_are_measured_in_the_browser(open_page: Open) -> None:
         expect(page.locator("#measured")).to_contain_text("python 11_realtime.py --demo on ")
 
 
-def test_a_training_whose_stream_ends_early_is_not_left_as_if_it_went_on(open_page: Open) -> None:
+def test_a_training_stream_that_ends_early_is_shown_as_ended(open_page: Open) -> None:
     epoch = {"epoch": 1, "epochs": 40, "loss": 1.0, "accuracy": 0.5}
     with engine_serving(rung_11) as (_, server):
         page = open_page(server)

@@ -1,4 +1,4 @@
-"""Tests the server's side of the pages: files, headers, and many clients in one connection."""
+"""Tests the server side of the pages: files, headers, and several clients in one connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = sorted({path.parent.name for path in FILES} - {"shared"})
 ADDRESSES = [f"/page/{path.relative_to(PAGES).as_posix()}" for path in FILES if path.suffix in MEDIA_TYPES]
 
 
-def test_every_file_is_served_with_headers_that_allow_nothing_else(server: RungServer) -> None:
+def test_every_file_is_served_with_a_strict_content_security_policy(server: RungServer) -> None:
     for path in ("/", "/rung", "/source", *ADDRESSES):
         answer = server.request("GET", path)
         assert answer.status == 200, path
@@ -44,7 +44,7 @@ def test_every_file_is_served_with_headers_that_allow_nothing_else(server: RungS
 
 
 @pytest.mark.parametrize("path", ["/", "/page/generate/main.js"])
-def test_a_file_that_has_not_changed_is_not_sent_again(server: RungServer, path: str) -> None:
+def test_an_unchanged_file_is_a_304(server: RungServer, path: str) -> None:
     first = server.request("GET", path)
     assert first.headers["cache-control"] == "no-cache"
     again = server.request("GET", path, None, **{"if-none-match": first.headers["etag"]})
@@ -56,7 +56,7 @@ def test_a_file_that_has_not_changed_is_not_sent_again(server: RungServer, path:
     assert head.headers["content-length"] == str(len(first.body))
 
 
-def test_the_kinds_of_files_are_named(server: RungServer) -> None:
+def test_files_have_their_content_type(server: RungServer) -> None:
     kinds = {
         path: server.request("GET", path).headers["content-type"]
         for path in ("/", "/page/generate/main.js", "/source")
@@ -78,7 +78,7 @@ def test_the_kinds_of_files_are_named(server: RungServer) -> None:
         "/page/%2e%2e/web/pages.py",
     ],
 )
-def test_nothing_else_is_served(server: RungServer, path: str) -> None:
+def test_other_paths_are_a_404(server: RungServer, path: str) -> None:
     assert server.request("GET", path).status == 404
 
 
@@ -95,7 +95,7 @@ def test_a_rung_is_described_by_its_own_source(server: RungServer) -> None:
     assert server.request("GET", "/source").body.decode().startswith(f'"""{doc}')
 
 
-def test_to_load_the_page_leaves_the_engine_alone(server: RungServer) -> None:
+def test_loading_the_page_runs_no_engine_step(server: RungServer) -> None:
     before = server.idle()["steps"]
     for path in ("/", "/rung", "/source", *ADDRESSES):
         server.request("GET", path)
@@ -116,7 +116,7 @@ def ask_together(server: RungServer, *requests: dict[str, Any]) -> list[Answer]:
     return answers
 
 
-def test_clients_in_one_connection_get_what_they_would_get_alone(streaming_server: RungServer) -> None:
+def test_clients_in_one_connection_get_the_same_responses_as_alone(streaming_server: RungServer) -> None:
     emoji: dict[str, Any] = {"prompt": "Say hello in emoji.", "temperature": 0, "max_tokens": 20}
     whole = {**emoji, "stream": False}
     wrong = {**emoji, "max_tokens": 0}
@@ -161,8 +161,8 @@ def test_a_disconnect_ends_the_requests_of_all_clients(endless_server: RungServe
     assert endless_server.idle()["running"] == 0
 
 
-def test_the_page_of_swagger_has_no_policy_of_ours(streaming_server: RungServer) -> None:
-    """It loads its parts from other servers, which the policy of our pages forbids."""
+def test_the_swagger_page_has_no_content_security_policy(streaming_server: RungServer) -> None:
+    """It loads scripts from other servers, which the policy of our pages forbids."""
     docs = streaming_server.request("GET", "/docs")
     assert docs.status == 200
     assert "content-security-policy" not in docs.headers
@@ -171,7 +171,7 @@ def test_the_page_of_swagger_has_no_policy_of_ours(streaming_server: RungServer)
 
 
 @pytest.mark.parametrize("script", [script for script in RUNG_SCRIPTS if script != "01_flask_blocking.py"])
-def test_the_page_links_a_description_that_needs_no_internet(
+def test_the_page_links_an_api_description_that_works_offline(
     pool: ServerPool, script: str, tmp_path: Path
 ) -> None:
     server = pool(script, *(["--uploads", str(tmp_path)] if script.startswith("12") else []))
@@ -183,7 +183,7 @@ def test_the_page_links_a_description_that_needs_no_internet(
 
 
 def imports(file: Path) -> list[str]:
-    """The files that a script names: `from "…"`, `import("…")`."""
+    """The files that a script imports: `from "…"`, `import("…")`."""
     return re.findall(r"""(?:\bfrom |\bimport\()["']([^"']+)["']""", file.read_text("utf-8"))
 
 
@@ -198,7 +198,7 @@ def test_every_import_names_a_file_that_exists() -> None:
     assert wrong == []
 
 
-def test_an_import_would_be_seen(tmp_path: Path) -> None:
+def test_imports_are_detected(tmp_path: Path) -> None:
     file = tmp_path / "a.js"
     file.write_text(
         'import { a } from "./b.js";\n/** @type {import("../c.js").D} */ let d;\n@import "./e.css";'
@@ -206,8 +206,8 @@ def test_an_import_would_be_seen(tmp_path: Path) -> None:
     assert imports(file) == ["./b.js", "../c.js"]
 
 
-def test_no_page_needs_a_file_that_only_another_page_should_need() -> None:
-    """Pages share what is in shared/. Only rung 11's page imports from a page: it extends that of rung 10."""
+def test_pages_import_only_their_own_and_shared_files() -> None:
+    """Exception: rung 11's page imports from rung 10's page, because it extends that page."""
     beyond = {
         (file.parent.name, target.parent.name)
         for file in FILES
@@ -218,7 +218,7 @@ def test_no_page_needs_a_file_that_only_another_page_should_need() -> None:
     assert beyond == {("realtime", "models")}
 
 
-def test_what_is_in_shared_is_used_by_two_pages() -> None:
+def test_every_shared_script_is_used_by_two_pages() -> None:
     """Directly, or through another file of shared/."""
     used: dict[Path, set[str]] = {}
     for page in NAMES:
@@ -237,7 +237,7 @@ ABOUT = Rung("07", "a <name>", 'an "idea" & more', "07_a.py", True)
 
 
 @pytest.mark.parametrize("page", NAMES)
-def test_a_page_is_the_shell_around_its_own_part(page: str) -> None:
+def test_a_page_is_the_shell_with_its_own_content(page: str) -> None:
     text = document(ABOUT, page)
     assert "<title>Rung 07: a &lt;name&gt;</title>" in text
     assert 'content="an &quot;idea&quot; &amp; more"' in text
@@ -257,8 +257,8 @@ def test_a_page_is_the_shell_around_its_own_part(page: str) -> None:
     assert sorted(ids) == sorted(set(ids))
 
 
-def test_no_part_of_the_html_stands_twice() -> None:
-    """Five lines in a row that two files have are a part of both, and belong into a file of their own."""
+def test_no_part_of_the_html_is_duplicated() -> None:
+    """Five equal lines in a row in two files are a duplicate. They belong in a file of their own."""
     seen: dict[tuple[str, ...], str] = {}
     for file in (path for path in FILES if path.suffix == ".html"):
         lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
@@ -266,7 +266,7 @@ def test_no_part_of_the_html_stands_twice() -> None:
             assert seen.setdefault(tuple(lines[start : start + 5]), str(file)) == str(file)
 
 
-def test_the_ladder_has_an_engine_track_and_a_second_one() -> None:
+def test_the_ladder_has_two_tracks() -> None:
     scripts = [path.name for path in ROOT.glob("[0-9][0-9]_*.py")]
     first, second = tracks([*scripts, "09_added.py"])
     assert first[0] == "01"

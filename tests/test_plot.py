@@ -1,4 +1,4 @@
-"""The committed results become figures, by a command, and folders are drawn together."""
+"""Tests that a command draws figures from the committed results and merges folders of results."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_every_figure_is_drawn_from_the_committed_results(tmp_path: Path) -> Non
     assert all(origin_in(file) == origin_now(file.stem) for file in tmp_path.iterdir())
 
 
-def test_every_figure_is_committed_and_shown() -> None:
+def test_every_figure_is_committed_and_in_the_readme() -> None:
     for name in FIGURE_MAKERS:
         assert (ROOT / "benchmarks" / "figures" / f"{name}.svg").exists()
         assert f"figures/{name}." in TEXTS["benchmarks/README.md"]
 
 
 def origin_in(file: Path) -> str:
-    """What a figure says it was drawn from."""
+    """The source of a figure, from its metadata."""
     if file.suffix == ".png":
         with Image.open(file) as image:
             return str(image.info.get("Description"))
@@ -62,21 +62,21 @@ def drawn(name: str, results: Results) -> Figure:
 
 @cache
 def origin_now(name: str, folder: Path = RESULTS) -> str:
-    """What it would be drawn from now."""
+    """The source that the figure would have if it were drawn now."""
     results = Results([folder])
     drawn(name, results)
     return origin_of(results.read)
 
 
 @pytest.mark.parametrize("name", FIGURE_MAKERS)
-def test_every_committed_figure_is_of_the_committed_results(name: str) -> None:
+def test_every_committed_figure_is_drawn_from_the_committed_results(name: str) -> None:
     for suffix in (".svg", ".png"):
         assert origin_in(FIGURES / f"{name}{suffix}") == origin_now(name), (
-            "drawn from other results: python benchmarks/plot.py redraws it"
+            "drawn from other results: run python benchmarks/plot.py"
         )
 
 
-def test_of_other_results_another_figure_is_drawn(tmp_path: Path) -> None:
+def test_a_changed_result_changes_its_figures(tmp_path: Path) -> None:
     shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
     eight = json.loads((RESULTS / "eight.json").read_text())
     save(tmp_path / "eight.json", {**eight, "commit": "another"})
@@ -87,13 +87,13 @@ def test_of_other_results_another_figure_is_drawn(tmp_path: Path) -> None:
 def test_every_committed_result_is_used() -> None:
     in_figures = {used for name in FIGURE_MAKERS for used in re.findall(r"([\w-]+)\.json", origin_now(name))}
     sources = [claim.source for file in texts() for claim in claims_in(file.read_text())]
-    told_of = {path.split("/")[0] for source in sources for path in source.split(" over ")} | {SCENARIO}
-    assert {file.stem for file in RESULTS.glob("*.json")} - in_figures - told_of == set(), (
-        "drawn in no figure and named by no number in a text: use it, or remove it"
+    in_texts = {path.split("/")[0] for source in sources for path in source.split(" over ")} | {SCENARIO}
+    assert {file.stem for file in RESULTS.glob("*.json")} - in_figures - in_texts == set(), (
+        "used in no figure and in no text: use it or remove it"
     )
 
 
-def test_peers_of_another_machine_are_not_drawn_beside_the_rungs(tmp_path: Path) -> None:
+def test_peers_measured_on_another_machine_are_not_drawn(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "concurrency.json", tmp_path)
     machine = json.loads((RESULTS / "concurrency.json").read_text())["machine"]
     engine = json.loads((RESULTS / "engine.json").read_text())
@@ -103,7 +103,7 @@ def test_peers_of_another_machine_are_not_drawn_beside_the_rungs(tmp_path: Path)
         assert len(figure.axes) == panels
 
 
-def test_the_title_compares_at_a_level_that_both_rungs_were_measured_at(tmp_path: Path) -> None:
+def test_the_title_compares_at_a_level_measured_for_both_rungs(tmp_path: Path) -> None:
     concurrency = json.loads((RESULTS / "concurrency.json").read_text())
     concurrency["summary"]["02"].pop("32", None)
     save(tmp_path / "concurrency.json", concurrency)
@@ -111,7 +111,7 @@ def test_the_title_compares_at_a_level_that_both_rungs_were_measured_at(tmp_path
     assert figure.get_suptitle().startswith("16 clients together")
 
 
-def test_latency_is_drawn_as_the_percentile_that_the_knee_is_defined_by() -> None:
+def test_latency_is_drawn_at_the_percentile_of_the_knee() -> None:
     arrivals = Results([RESULTS])
     figure = drawn("latency-and-rate", arrivals)
     summary = (arrivals("arrivals") or {})["summary"]["04"]
@@ -122,7 +122,7 @@ def test_latency_is_drawn_as_the_percentile_that_the_knee_is_defined_by() -> Non
         assert np.asarray(line.get_ydata()).tolist() == pytest.approx(shown)
 
 
-def test_who_answers_at_once_has_no_line_of_time_per_token() -> None:
+def test_a_rung_without_streaming_has_no_tpot_line() -> None:
     figure = drawn("latency-and-rate", Results([RESULTS]))
     names = [{line.get_label() for line in panel.get_lines()} for panel in figure.axes]
     assert [NAMES["01"] in each for each in names] == [True, False]
@@ -134,13 +134,13 @@ def summary_keys(name: str, contender: str) -> set[str]:
     return {key for figures in summary.values() for key in figures}
 
 
-def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_results_the_error_names_the_command_to_run(tmp_path: Path) -> None:
     done = run_python(SCRIPT, str(tmp_path), "--figures", str(tmp_path))
     assert done.returncode == 1
     assert "run benchmarks/run.py first" in one_line(done.stderr)
 
 
-def test_folders_are_put_together(tmp_path: Path) -> None:
+def test_results_from_several_folders_are_merged(tmp_path: Path) -> None:
     mine = json.loads((RESULTS / "burst.json").read_text())
     runs = [{**run, "contender": "vllm"} for run in mine["runs"][:1]]
     save(tmp_path / "burst.json", {**mine, "runs": runs, "summary": {"vllm": {}}})
@@ -150,7 +150,7 @@ def test_folders_are_put_together(tmp_path: Path) -> None:
     assert merged["summary"].keys() == {*mine["summary"], "vllm"}
 
 
-def test_the_knee_is_the_last_rate_before_people_are_let_down() -> None:
+def test_the_knee_is_the_last_rate_before_the_slo_is_missed() -> None:
     def summary(**percent: float) -> dict[str, dict[str, dict[str, float]]]:
         return {rate[1:]: {"good_percent": {"median": value}} for rate, value in percent.items()}
 
@@ -159,12 +159,12 @@ def test_the_knee_is_the_last_rate_before_people_are_let_down() -> None:
     assert knee_of(summary(_2=10.0)) is None
 
 
-def test_who_has_the_same_knee_is_named_together() -> None:
+def test_rungs_with_the_same_knee_are_named_together() -> None:
     knees = {"01": None, "02": None, "03": "0.5", "04": "6", "05": "6"}
     assert told(knees, 0.5) == "6 on 04 and 05, 0.5 on 03, under 0.5 on 01 and 02"
 
 
-def test_names_at_the_ends_of_lines_do_not_lie_on_each_other() -> None:
+def test_line_labels_do_not_overlap() -> None:
     heights = [0.5, 0.1, 0.51, 0.49, 0.9]
     places = apart(heights, 0.06)
     assert [places[1], places[4]] == [0.1, 0.9]

@@ -1,4 +1,4 @@
-"""Compares what rungs lend to each other with the protocols that describe it to a type checker."""
+"""Tests that the protocols for the type checker match what rungs import from other rungs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from ladder.web import protocols
 from tests.support import import_rung
 
-LENDERS = {
+PROTOCOLS = {
     "02_async_streaming.py": protocols.StreamingRung,
     "03_batching.py": protocols.BatchingRung,
     "04_continuous_batching.py": protocols.ContinuousRung,
 }
 
 Signature = list[tuple[str, Any, bool]]
-"""Each parameter by its name, its kind and whether it has a default."""
+"""For each parameter: name, kind and whether it has a default."""
 
 
 def signature(function: Callable[..., Any], bound: bool = False) -> Signature:
@@ -34,39 +34,39 @@ def methods(protocol: type) -> Iterator[tuple[str, Callable[..., Any]]]:
             yield name, member
 
 
-def differences(protocol: type, lender: Any, bound: bool = False) -> list[str]:
-    """The names under which the lender has something else than the protocol says."""
+def differences(protocol: type, rung: Any, bound: bool = False) -> list[str]:
+    """The names of members that differ between the rung and its protocol."""
     wrong = []
     for name, described in methods(protocol):
-        lent = getattr(lender, name, None)
-        if not callable(lent) or signature(lent, bound) != signature(described, bound=True):
+        actual = getattr(rung, name, None)
+        if not callable(actual) or signature(actual, bound) != signature(described, bound=True):
             wrong.append(name)
-        elif inspect.isclass(lent):
+        elif inspect.isclass(actual):
             returned = typing.get_type_hints(described)["return"]
-            wrong += [f"{name}.{one}" for one in differences(returned, lent, bound=True)]
+            wrong += [f"{name}.{one}" for one in differences(returned, actual, bound=True)]
     return wrong
 
 
-@pytest.mark.parametrize("script", LENDERS)
-def test_a_rung_lends_what_its_protocol_says(script: str) -> None:
-    assert differences(LENDERS[script], import_rung(script)) == []
+@pytest.mark.parametrize("script", PROTOCOLS)
+def test_a_rung_has_the_members_of_its_protocol(script: str) -> None:
+    assert differences(PROTOCOLS[script], import_rung(script)) == []
 
 
-@pytest.mark.parametrize("script", LENDERS)
-def test_the_flags_that_a_rung_lends_are_its_own(script: str) -> None:
-    config = typing.get_type_hints(LENDERS[script]).get("Config")
+@pytest.mark.parametrize("script", PROTOCOLS)
+def test_config_has_the_flags_of_the_protocols_config(script: str) -> None:
+    config = typing.get_type_hints(PROTOCOLS[script]).get("Config")
     if config is not None:
         (base,) = typing.get_args(config)
-        lent = import_rung(script).Config
-        assert issubclass(lent, base)
-        assert {field.name for field in fields(base)} <= {field.name for field in fields(lent)}
+        actual = import_rung(script).Config
+        assert issubclass(actual, base)
+        assert {field.name for field in fields(base)} <= {field.name for field in fields(actual)}
 
 
-class Lender(typing.Protocol):
+class Sample(typing.Protocol):
     def create_app(self, engine: object, rung: object = ...) -> object: ...
 
 
-def test_a_difference_would_be_seen() -> None:
+def test_a_difference_is_detected() -> None:
     class Right:
         @staticmethod
         def create_app(engine: object, rung: object = None) -> None: ...
@@ -79,5 +79,5 @@ def test_a_difference_would_be_seen() -> None:
         @staticmethod
         def create_app(engine: object, rung: object) -> None: ...
 
-    assert differences(Lender, Right) == []
-    assert [differences(Lender, one) for one in (RenamedParameter, NoDefault, object)] == [["create_app"]] * 3
+    assert differences(Sample, Right) == []
+    assert [differences(Sample, one) for one in (RenamedParameter, NoDefault, object)] == [["create_app"]] * 3

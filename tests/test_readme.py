@@ -1,7 +1,7 @@
-"""Every command in the README works as it stands there.
+"""Tests that every command in the README works as written.
 
-Servers are started on a free port and asked what the README asks them; a model of the hub is the bundled one
-under that name. Demos are run in test_demos.py, the benchmark and its figures in test_run.py.
+Servers start on a free port and get the requests of the README. A model of the hub is replaced by the
+bundled model under that name. Demos are run in test_demos.py, the benchmark and its figures in test_run.py.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ SERVERS = [
     command for command in COMMANDS if is_python(command) and command[1] in SCRIPTS and command not in DEMOS
 ]
 TOOLS = [command for command in COMMANDS if is_python(command) and command not in (*DEMOS, *SERVERS)]
-"""Benchmarks and the like: that they are there and take their flags is looked at in test_documents.py."""
+"""Benchmarks and other tools: test_documents.py checks that they exist and accept their flags."""
 MAKE = [command for command in COMMANDS if command[0] == "make"]
 CURL = [command for command in COMMANDS if command[0] == "curl"]
 PIP = [command for command in COMMANDS if command[0] == ".venv/bin/pip"]
 
 
-def test_nothing_in_the_readme_is_left_untried() -> None:
+def test_every_command_of_the_readme_is_tested() -> None:
     assert sorted(DEMOS + SERVERS + TOOLS + MAKE + CURL + PIP) == sorted(COMMANDS)
     assert {block["language"] for block in BLOCK.finditer(TEXT)} <= {"bash", "text"}
     assert all((DEMOS, SERVERS, MAKE, CURL))
-    assert sum(len(asked) for _, asked in conversations()) == len(CURL)
+    assert sum(len(commands) for _, commands in conversations()) == len(CURL)
 
 
 def conversations() -> list[tuple[Command, list[Command]]]:
-    """Each server, and the requests that the README then has its reader type."""
+    """Each server, and the requests that the README sends to it."""
     found: list[tuple[Command, list[Command]]] = []
     for command in COMMANDS:
         if command in SERVERS:
@@ -62,7 +62,7 @@ def value_of(command: Command, flag: str) -> str | None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, but a cache with every model that the README takes from the hub: the bundled one."""
+    """No network, but a hub cache. Every hub model in the README is a copy of the bundled model."""
     for command in SERVERS:
         name = value_of(command, "--model")
         if name and "/" in name:
@@ -79,7 +79,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("command", "requests"), conversations(), ids=[" ".join(command[1:]) for command, _ in conversations()]
 )
 @pytest.mark.usefixtures("hub")
-def test_a_server_starts_answers_what_it_is_asked_and_ends(command: Command, requests: list[Command]) -> None:
+def test_a_server_starts_responds_to_its_requests_and_exits(
+    command: Command, requests: list[Command]
+) -> None:
     port = value_of(command, "--port") or "5000"
     process = RungProcess(command[1], (*command[2:], "--port", "0"))
     try:
@@ -93,14 +95,14 @@ def test_a_server_starts_answers_what_it_is_asked_and_ends(command: Command, req
         if model := value_of(command, "--model"):
             assert health["model"] == model
         for request in requests:
-            ask(server, [word.replace(f"localhost:{port}", server.netloc) for word in request])
+            send(server, [word.replace(f"localhost:{port}", server.netloc) for word in request])
         assert process.stop(signal.SIGINT) == 0
         assert process.errors() == ""
     finally:
         process.close()
 
 
-def ask(server: Server, request: list[str]) -> None:
+def send(server: Server, request: list[str]) -> None:
     assert server.netloc in " ".join(request)
     command = [*request, "--silent", "--show-error", "--fail"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -109,7 +111,7 @@ def ask(server: Server, request: list[str]) -> None:
     assert '"stream": true' not in " ".join(request) or done.stdout.endswith("data: [DONE]\n\n")
 
 
-def test_activated_python_is_the_one_that_the_commands_name(tmp_path: Path) -> None:
+def test_the_activated_python_is_that_of_the_commands(tmp_path: Path) -> None:
     (activate,) = re.findall(r"`(source [^`]+)`", TEXT)
     venv.create(tmp_path / ".venv")
     command = ["bash", "-c", f'{activate} && python -c "import sys; print(sys.executable)"']
@@ -118,6 +120,6 @@ def test_activated_python_is_the_one_that_the_commands_name(tmp_path: Path) -> N
     assert done.stdout.strip() == str(tmp_path / named)
 
 
-def test_pip_installs_what_is_pinned() -> None:
+def test_pip_installs_the_pinned_versions() -> None:
     pinned = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {word for command in PIP for word in command if "==" in word} <= set(pinned)

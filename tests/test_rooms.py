@@ -1,4 +1,4 @@
-"""Holds the rooms of ladder/ to their arrows: which room may import from which."""
+"""Tests which room (folder) of ladder/ imports from which."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOMS = {
     "files": {"web"},
     "lab": {"llm", "engine", "web", "predict", "files"},
 }
-"""Each room, and the rooms that it may import from; all may import the modules that stand in no room."""
+"""Each room, and the rooms that it may import from. All may import the modules outside the rooms."""
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """The modules of ladder that a file imports, in full: `ladder.web.http`, or `ladder` itself."""
+    """The full names of ladder's modules that a file imports: `ladder.web.http`, or `ladder` itself."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -31,7 +31,7 @@ def imported(tree: ast.AST) -> set[str]:
     return {name for name in found if name.split(".")[0] == "ladder"}
 
 
-def rooms_entered(tree: ast.AST) -> set[str]:
+def rooms_used(tree: ast.AST) -> set[str]:
     return {parts[1] for name in imported(tree) if (parts := name.split("."))[1:] and parts[1] in ROOMS}
 
 
@@ -45,20 +45,20 @@ def test_every_folder_with_code_is_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_from_those_below_it(room: str) -> None:
+def test_a_room_imports_only_from_its_allowed_rooms(room: str) -> None:
     wrong = {
         str(file.relative_to(ROOT)): beyond
         for file in files_of(room)
-        if (beyond := rooms_entered(ast.parse(file.read_text())) - ROOMS[room] - {room})
+        if (beyond := rooms_used(ast.parse(file.read_text())) - ROOMS[room] - {room})
     }
     assert wrong == {}
 
 
-def test_what_stands_in_no_room_imports_from_none() -> None:
+def test_modules_outside_the_rooms_import_from_no_room() -> None:
     wrong = {
         file.name: rooms
         for file in sorted((ROOT / "ladder").glob("*.py"))
-        if (rooms := rooms_entered(ast.parse(file.read_text())))
+        if (rooms := rooms_used(ast.parse(file.read_text())))
     }
     assert wrong == {}
 
@@ -67,6 +67,6 @@ def test_what_stands_in_no_room_imports_from_none() -> None:
     "code",
     ["from ladder.lab.client import Client", "from ladder.lab import client", "import ladder.lab.client"],
 )
-def test_an_arrow_the_wrong_way_would_be_seen(code: str) -> None:
-    assert rooms_entered(ast.parse(f"def later():\n    {code}")) == {"lab"}
-    assert rooms_entered(ast.parse("from ladder import ROOT\nfrom ladder.errors import UserError")) == set()
+def test_an_import_in_the_wrong_direction_is_detected(code: str) -> None:
+    assert rooms_used(ast.parse(f"def later():\n    {code}")) == {"lab"}
+    assert rooms_used(ast.parse("from ladder import ROOT\nfrom ladder.errors import UserError")) == set()

@@ -1,4 +1,4 @@
-"""The benchmark measures rungs and other servers; interrupted, it keeps what it has and goes on."""
+"""Tests the benchmark: it measures rungs and other servers, and it resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ CONTINUOUS = "04_continuous_batching.py"
 SCRIPT = str(ROOT / "benchmarks" / "run.py")
 
 STUB_TEXTS = [" one two", " three", "", " four"]
-"""Of the chunks that the stub streams: the first is two tokens, the third is a token without a text."""
+"""The texts of the stub's chunks: the first has two tokens, the third has one token and no text."""
 
 STUB_TOKENS = 5
 
 
 def stub() -> FastAPI:
-    """A server that speaks OpenAI's dialect as vLLM does, and remembers what it was asked."""
+    """A server with OpenAI's API, as vLLM has it; it records its requests."""
     app = FastAPI()
     app.state.asked = []
 
@@ -102,7 +102,7 @@ async def ask(url: str, **settings: Any) -> Measurement:
         return await client.generate("Count.", **settings)
 
 
-def test_the_client_speaks_openai(stub_app: FastAPI, stub_url: str) -> None:
+def test_the_client_streams_from_an_openai_server(stub_app: FastAPI, stub_url: str) -> None:
     seen = asyncio.run(ask(stub_url, max_tokens=5, temperature=0, stream=True))
     assert stub_app.state.asked[-1] == {
         "model": "stub-model",
@@ -115,12 +115,12 @@ def test_the_client_speaks_openai(stub_app: FastAPI, stub_url: str) -> None:
     }
     assert seen.text == "".join(STUB_TEXTS)
     assert (seen.done, seen.finish_reason) == (True, "length")
-    assert len(seen.token_times) == 5, "a time for each chunk with a choice, the empty ones as well"
-    assert seen.tokens == STUB_TOKENS, "as the server counts them"
+    assert len(seen.token_times) == 5, "a time for each chunk with a choice, even an empty one"
+    assert seen.tokens == STUB_TOKENS, "the server's own count"
     assert seen.tpot == (seen.e2el - seen.ttft) / (STUB_TOKENS - 1)
 
 
-def test_the_client_takes_a_whole_answer_in_openais_dialect(stub_url: str) -> None:
+def test_the_client_accepts_a_non_streaming_openai_response(stub_url: str) -> None:
     seen = asyncio.run(ask(stub_url, max_tokens=5, stream=False))
     assert (seen.text, seen.tokens, seen.done) == ("".join(STUB_TEXTS), STUB_TOKENS, True)
     assert seen.ttft == seen.e2el
@@ -134,7 +134,7 @@ def result(folder: Path, name: str) -> Any:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_any_server_with_openais_dialect_can_be_measured(stub_url: str, tmp_path: Path) -> None:
+def test_any_openai_compatible_server_can_be_measured(stub_url: str, tmp_path: Path) -> None:
     flags = ["--quick", "--url", stub_url, "--name", "stub", "--output", str(tmp_path)]
     done = run_module(*flags, "--only", "one_client", "concurrency", "slow_reader", "loops")
     assert (done.returncode, done.stderr) == (0, "")
@@ -153,7 +153,7 @@ def test_any_server_with_openais_dialect_can_be_measured(stub_url: str, tmp_path
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the README's command, but with the model that is quickest."""
+    """The results of the README's command, but with the fastest model."""
     folder = tmp_path_factory.mktemp("results")
     flags = ["--quick", "--model", "tiny", "--dtype", "float32", "--threads", "1"]
     done = run_python(SCRIPT, *flags, "--output", str(folder), timeout=400)
@@ -197,13 +197,13 @@ def test_every_rung_is_measured_by_the_script(quick_run: Path) -> None:
         ]
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(pool: ServerPool, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_where_it_stopped(pool: ServerPool, tmp_path: Path) -> None:
     flags = ["--quick", "--url", pool(CONTINUOUS).url, "--name", "mine", "--output", str(tmp_path)]
     flags += ["--only", "one_client", "concurrency", "arrivals"]
     first = subprocess.Popen(
         [sys.executable, SCRIPT, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    # Its file is written when a scenario is finished; the last one takes seconds, because people come.
+    # A scenario's file is written when it ends. The last scenario takes seconds: its requests arrive slowly.
     while not (tmp_path / "concurrency.json").exists():
         assert first.poll() is None
     first.send_signal(signal.SIGINT)
@@ -226,13 +226,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(pool: ServerPool, tmp_path:
     assert not (tmp_path / "unfinished.json").exists()
 
 
-def test_mistakes_are_told_in_one_line(stub_url: str, tmp_path: Path) -> None:
-    nobody = run_module("--url", "http://127.0.0.1:9/v1/completions", "--output", str(tmp_path))
-    assert nobody.returncode == 1
-    assert "does not answer" in one_line(nobody.stderr)
-    refused = run_module("--url", stub_url.removesuffix("/v1/completions"), "--output", str(tmp_path))
-    assert refused.returncode == 1
-    assert "answered 404" in one_line(refused.stderr)
+def test_connection_errors_print_one_line(stub_url: str, tmp_path: Path) -> None:
+    no_server = run_module("--url", "http://127.0.0.1:9/v1/completions", "--output", str(tmp_path))
+    assert no_server.returncode == 1
+    assert "does not answer" in one_line(no_server.stderr)
+    wrong_path = run_module("--url", stub_url.removesuffix("/v1/completions"), "--output", str(tmp_path))
+    assert wrong_path.returncode == 1
+    assert "answered 404" in one_line(wrong_path.stderr)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_mistakes_are_told_in_one_line(stub_url: str, tmp_path: Path) -> None:
         ["--only", "x"],
     ],
 )
-def test_wrong_flags_are_told_in_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_print_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read_options(flags)
     assert ended.value.code == 2
@@ -256,7 +256,7 @@ def seen(sent: float, times: list[float], ended: float, **more: Any) -> Measurem
     return Measurement(sent=sent, token_times=times, ended=ended, done=True, prompt=" a b", **more)
 
 
-def test_figures_have_the_names_that_vllm_gives_them() -> None:
+def test_metrics_have_the_names_of_vllm() -> None:
     good = seen(10.0, [10.1, 10.12, 10.14], 10.14)
     slow = seen(10.5, [11.5, 11.6, 12.0], 12.0)
     lost = Measurement(sent=10.6, ended=10.7, error={"message": "no"})
@@ -270,49 +270,49 @@ def test_figures_have_the_names_that_vllm_gives_them() -> None:
     )
     assert record["good_percent"] == pytest.approx(100 / 3, abs=1e-4)
     assert (record["mean_ttft_ms"], record["p99_ttft_ms"]) == (550.0, 1000.0)
-    assert record["median_tpot_ms"] == 20.0, "a value that was measured, the lower of two"
+    assert record["median_tpot_ms"] == 20.0, "a measured value, the lower of two"
     assert record["median_itl_ms"] == 20.0
     assert record["p99_e2el_ms"] == 1500.0
     (ten,) = records(
         Played({"": [seen(0.0, [float(wait)], float(wait)) for wait in range(1, 11)]}), LatencyTarget()
     )
-    assert (ten["p90_ttft_ms"], ten["p99_ttft_ms"]) == (9000.0, 10_000.0), "of ten the 99th is the worst"
+    assert (ten["p90_ttft_ms"], ten["p99_ttft_ms"]) == (9000.0, 10_000.0), "p99 of ten values is the maximum"
     assert (record["start_times"], record["ttfts"], record["output_lens"]) == ([0.0, 0.5], [0.1, 1.0], [3, 3])
     assert record["itls"] == [[0.02, 0.02], [0.1, 0.4]]
     assert (record["p99_health_ms"], record["health"]) == (4.0, [[0.0, 0.002], [0.05, 0.004]])
 
 
-def test_an_answer_that_came_at_once_has_no_gaps() -> None:
+def test_a_non_streaming_response_has_no_itl_and_no_tpot() -> None:
     whole = seen(0.0, [2.0, 2.0, 2.0], 2.0, total_ms=1500.0)
     (record,) = records(Played({"": [whole]}), LatencyTarget())
     assert (record["itls"], record["server_totals"], record["median_ttft_ms"]) == ([[]], [1.5], 2000.0)
     assert not [key for key in record if key.endswith(("_itl_ms", "_tpot_ms"))], (
-        "a TPOT of 0 ms would be praise"
+        "a TPOT of 0 ms would be misleading"
     )
 
 
-def test_an_answer_that_came_at_once_is_judged_by_its_first_token_alone() -> None:
+def test_only_the_ttft_target_applies_to_a_non_streaming_response() -> None:
     assert LatencyTarget(ttft=2500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
     assert not LatencyTarget(ttft=1500).met(seen(0.0, [2.0, 2.0], 2.0, total_ms=1500.0))
-    # Its end is noted a moment after its tokens: not even that counts as time per token.
+    # Its end is recorded just after its tokens. This difference does not count as time per token.
     assert LatencyTarget(tpot=0.001).met(seen(0.0, [0.4, 0.4], 0.5, total_ms=300.0))
 
 
-def test_a_summary_is_the_median_of_the_rounds_and_their_spread() -> None:
+def test_a_summary_has_median_min_and_max_of_the_rounds() -> None:
     runs = [
         {"contender": "04", "label": "8", "round": number, "figure": 10.0 * number} for number in (1, 2, 3)
     ]
     assert summary_of(runs) == {"04": {"8": {"figure": {"median": 20.0, "min": 10.0, "max": 30.0}}}}
 
 
-def test_prompts_have_as_many_tokens_as_they_say(bundled: Model) -> None:
+def test_prompts_have_the_requested_number_of_tokens(bundled: Model) -> None:
     prompts = [request["prompt"] for request in Server("http://x").requests(20, 64, 1)]
     assert {len(bundled.tokenizer.encode(prompt)) for prompt in prompts} == {64}
     assert len(set(prompts)) == 20
     assert prompts == [request["prompt"] for request in Server("http://y").requests(20, 64, 1)]
 
 
-def test_arrivals_are_random_but_the_same_every_time() -> None:
+def test_arrivals_are_random_and_reproducible() -> None:
     times = poisson(4, 2000)
     assert times == sorted(times) == poisson(4, 2000)
     assert times[-1] == pytest.approx(500, rel=0.01)
@@ -321,7 +321,7 @@ def test_arrivals_are_random_but_the_same_every_time() -> None:
     assert sum(gap < 1 / 4 for gap in gaps) / len(gaps) == pytest.approx(1 - math.exp(-1), rel=0.05)
 
 
-def test_a_closed_loop_never_has_more_requests_under_way_than_clients(pool: ServerPool) -> None:
+def test_a_closed_loop_has_at_most_one_request_per_client_in_flight(pool: ServerPool) -> None:
     server = pool(CONTINUOUS)
     requests = Server(server.url).requests(6, 8, 4)
     seen = asyncio.run(keep_busy(server.url, 2, requests))
@@ -331,21 +331,21 @@ def test_a_closed_loop_never_has_more_requests_under_way_than_clients(pool: Serv
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_in_a_closed_loop_every_client_asks_again_and_for_other_lengths(quick: bool) -> None:
+def test_in_a_closed_loop_every_client_sends_several_requests_of_different_lengths(quick: bool) -> None:
     for setting in levels(quick):
         asked = lengths(setting["num_prompts"], setting["output_tokens"], setting["range_ratio"])
         assert len(asked) >= 2 * setting["max_concurrency"]
         assert len(set(asked)) > 1
 
 
-def test_the_lengths_of_a_closed_loop_are_asked_for(stub_app: FastAPI, stub_url: str) -> None:
+def test_a_closed_loop_requests_its_output_lengths(stub_app: FastAPI, stub_url: str) -> None:
     setting = levels(quick=True)[-1]
     asyncio.run(concurrency(Server(stub_url), setting))
     asked = [body["max_tokens"] for body in stub_app.state.asked[-setting["num_prompts"] :]]
     assert sorted(asked) == sorted(lengths(setting["num_prompts"], 12, 0.5))
 
 
-def test_lengths_are_mixed_but_the_same_every_time() -> None:
+def test_lengths_are_mixed_and_reproducible() -> None:
     asked = lengths(24, 40, 0.6)
     assert asked == lengths(24, 40, 0.6)
     assert (min(asked), max(asked)) == (16, 64)
@@ -353,7 +353,7 @@ def test_lengths_are_mixed_but_the_same_every_time() -> None:
     assert {sum(lengths(count, 40, 0.6)) / count for count in (4, 6, 12, 96)} == {40}
 
 
-def test_clients_who_get_nothing_from_company_are_not_asked_in_crowds() -> None:
+def test_high_concurrency_is_skipped_if_it_does_not_raise_throughput() -> None:
     def runs(*speeds: float) -> list[Record]:
         return [
             {"max_concurrency": 2**power, "output_throughput": speed} for power, speed in enumerate(speeds)
@@ -362,31 +362,31 @@ def test_clients_who_get_nothing_from_company_are_not_asked_in_crowds() -> None:
     thirty_two = {"max_concurrency": 32}
     assert no_faster_together(thirty_two, runs(60, 55, 64, 66, 65))
     assert not no_faster_together(thirty_two, runs(60, 110, 190, 280, 390))
-    assert not no_faster_together({"max_concurrency": 16}, runs(60, 55, 64, 66, 65)), "texts name this level"
+    assert not no_faster_together({"max_concurrency": 16}, runs(60, 55, 64, 66, 65)), "texts use this level"
 
 
-def test_an_open_loop_counts_from_when_a_request_was_due(pool: ServerPool) -> None:
+def test_an_open_loop_measures_from_the_scheduled_send_time(pool: ServerPool) -> None:
     server = pool(CONTINUOUS)
     first, second = asyncio.run(send_at(server.url, [0.0, 0.125], Server(server.url).requests(2, 8, 4)))
     assert second.sent - first.sent == pytest.approx(0.125)
 
 
-def test_rates_past_the_knee_are_left_out() -> None:
+def test_rates_past_the_knee_are_skipped() -> None:
     runs = [{"request_rate": rate, "good_percent": percent} for rate, percent in ((2, 60), (4, 40), (8, 10))]
     assert past_the_knee({"request_rate": 16}, runs)
-    assert not past_the_knee({"request_rate": 8}, runs), "one rate beyond the knee is shown"
+    assert not past_the_knee({"request_rate": 8}, runs), "one rate past the knee is measured"
     assert not past_the_knee({"request_rate": 4}, runs)
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_every_contender_meets_every_setting_in_every_round(quick: bool) -> None:
+def test_every_contender_runs_every_setting_in_every_round(quick: bool) -> None:
     plan = scenarios(quick)
     keys = [turn.key for turn in turns(plan)]
     assert len(keys) == len(set(keys))
     assert len(keys) == sum(len(one.contenders) * len(one.settings) * one.rounds for one in plan.values())
 
 
-def test_numbers_that_belong_together_stand_in_one_line(tmp_path: Path) -> None:
+def test_lists_of_numbers_are_saved_in_one_line(tmp_path: Path) -> None:
     content = {"a": [1, 2.5, None], "b": [[1], []], "text": "[ 1, 2 ]", "objects": [{"x": 1}]}
     save(tmp_path / "file.json", content)
     text = (tmp_path / "file.json").read_text()

@@ -1,7 +1,7 @@
-"""Holds sampling to account: greedy rows are greedy, a seed decides alone, and chance is fair.
+"""Tests sampling: greedy rows, reproducible seeds, and correct distributions.
 
-Whoever shares the batch, a row's token is a function of its logits, its settings and how many tokens it
-has; top_p keeps the smallest set that reaches it; the odd corners of the settings do not break it.
+In any batch, a row's token depends only on its logits, its settings and its number of tokens. top_p keeps
+the smallest set that reaches it. Extreme settings work.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def draw(logits: Tensor, rows: list[SamplingSettings], counts: list[int] | None 
 
 
 def draw_many(logits: Tensor, number: int, temperature: float = 1.0, top_p: float = 1.0) -> Counter[int]:
-    """One token for each of so many seeds, all from the same logits."""
+    """One token per seed, all from the same logits."""
     rows = [SamplingSettings(temperature, top_p, seed) for seed in range(number)]
     return Counter(draw(logits.expand(number, -1), rows))
 
@@ -49,13 +49,13 @@ def chi_square(counts: Counter[int], probabilities: list[float], number: int) ->
     return sum((counts[i] - number * p) ** 2 / (number * p) for i, p in enumerate(probabilities))
 
 
-def surely_below(degrees: int) -> float:
+def upper_bound(degrees: int) -> float:
     """The mean of a chi-square variable and five standard deviations more."""
     return degrees + 5 * math.sqrt(2 * degrees)
 
 
 @given(rows=st.lists(requests, min_size=1, max_size=6), key=st.integers(0, 10**6))
-def test_temperature_zero_is_greedy_in_any_company(rows: list[SamplingSettings], key: int) -> None:
+def test_temperature_zero_is_greedy_in_any_batch(rows: list[SamplingSettings], key: int) -> None:
     logits = random_logits(len(rows), key)
     likeliest = logits.argmax(-1).tolist()
     tokens = draw(logits, rows)
@@ -71,7 +71,7 @@ def test_temperature_zero_is_greedy_in_any_company(rows: list[SamplingSettings],
     after=st.lists(requests, max_size=4),
     key=st.integers(0, 10**6),
 )
-def test_a_seeded_row_is_the_same_alone_and_anywhere_in_a_batch(
+def test_a_seeded_row_gets_the_same_token_alone_and_in_any_batch(
     row: SamplingSettings,
     count: int,
     before: list[SamplingSettings],
@@ -86,7 +86,7 @@ def test_a_seeded_row_is_the_same_alone_and_anywhere_in_a_batch(
 
 
 def naive_nucleus(probabilities: list[float], top_p: float) -> set[int]:
-    """The likeliest tokens, one after the other, until they reach top_p."""
+    """The likeliest tokens, in order, until their sum reaches top_p."""
     kept: set[int] = set()
     mass = 0.0
     for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
@@ -101,7 +101,7 @@ def naive_nucleus(probabilities: list[float], top_p: float) -> set[int]:
 def test_top_p_keeps_exactly_the_smallest_set(logits: list[float], top_p: float) -> None:
     weights = torch.tensor([logits]).softmax(-1)
     masses = weights.sort(descending=True).values.cumsum(-1)
-    assume(float((masses - top_p).abs().min()) > 1e-5)  # on the very edge, rounding decides
+    assume(float((masses - top_p).abs().min()) > 1e-5)  # at the boundary, rounding decides
     expected = naive_nucleus(weights[0].tolist(), top_p)
     kept = keep_nucleus(weights.clone(), torch.tensor([[top_p]]))[0]
     assert {i for i, weight in enumerate(kept.tolist()) if weight > 0} == expected
@@ -109,7 +109,7 @@ def test_top_p_keeps_exactly_the_smallest_set(logits: list[float], top_p: float)
         assert kept[token] == weights[0, token]
 
 
-def test_top_p_never_draws_what_it_left_out() -> None:
+def test_top_p_draws_only_kept_tokens() -> None:
     logits = random_logits(1, key=1)
     kept = naive_nucleus(logits[0].softmax(-1).tolist(), 0.8)
     assert 2 < len(kept) < VOCABULARY / 2
@@ -125,21 +125,21 @@ def test_each_row_has_its_own_top_p() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_many_seeds_are_distributed_as_the_softmax(temperature: float) -> None:
+def test_many_seeds_follow_the_softmax_distribution(temperature: float) -> None:
     logits = torch.linspace(-1.5, 1.5, 12).unsqueeze(0)
     probabilities = (logits[0] / temperature).softmax(-1).tolist()
     counts = draw_many(logits, 20_000, temperature)
-    assert chi_square(counts, probabilities, 20_000) < surely_below(11)
+    assert chi_square(counts, probabilities, 20_000) < upper_bound(11)
 
 
 def test_the_steps_of_one_request_are_independent_draws() -> None:
-    """A row that repeats its number, or counts through the unit interval, would not be even in pairs."""
+    """Pairs would not be uniform if a row repeated its number or stepped through the unit interval."""
     numbers = uniform(SamplingBatch([SamplingSettings(seed=3)] * 20_000).seeds, range(20_000))
     pairs = Counter(int(8 * a) * 8 + int(8 * b) for a, b in zip(numbers[::2], numbers[1::2], strict=True))
-    assert chi_square(pairs, [1 / 64] * 64, 10_000) < surely_below(63)
+    assert chi_square(pairs, [1 / 64] * 64, 10_000) < upper_bound(63)
 
 
-def test_a_request_draws_anew_for_every_token(bundled: Model) -> None:
+def test_a_request_draws_a_new_number_for_every_token(bundled: Model) -> None:
     sequence = Sequence(bundled, GenerateRequest(prompt="a", temperature=1.0, seed=1, max_tokens=20))
     while not sequence.finish_reason:
         sequence.append(sample_one(sequence, torch.zeros(1, 1024), started=0.0))
@@ -150,7 +150,7 @@ def test_neighbouring_seeds_are_independent_draws() -> None:
     rows = [SamplingSettings(seed=seed) for seed in range(20_000)]
     numbers = uniform(SamplingBatch(rows).seeds, [0] * 20_000)
     pairs = Counter(int(8 * a) * 8 + int(8 * b) for a, b in zip(numbers[::2], numbers[1::2], strict=True))
-    assert chi_square(pairs, [1 / 64] * 64, 10_000) < surely_below(63)
+    assert chi_square(pairs, [1 / 64] * 64, 10_000) < upper_bound(63)
 
 
 def test_without_a_seed_two_requests_differ() -> None:
@@ -160,57 +160,57 @@ def test_without_a_seed_two_requests_differ() -> None:
 
 
 @given(seed=seeds)
-def test_a_seed_counts_modulo_two_to_the_64(seed: int) -> None:
+def test_seeds_are_equal_modulo_two_to_the_64(seed: int) -> None:
     row, same = SamplingSettings(1.0, 1.0, seed), SamplingSettings(1.0, 1.0, seed % 2**64)
     logits = random_logits(1, key=4)
     assert draw(logits, [row]) == draw(logits, [same])
 
 
 @given(temperature=st.sampled_from([5e-324, 1e-50, 1e-40, 1e-30, 1e-10, 1e-6]), seed=seeds)
-def test_a_tiny_temperature_is_all_but_greedy(temperature: float, seed: int) -> None:
+def test_a_tiny_temperature_is_almost_greedy(temperature: float, seed: int) -> None:
     logits = random_logits(1, key=5)
     assert draw(logits, [SamplingSettings(temperature, 1.0, seed)]) == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("top_p", [5e-324, 1e-50, 1e-44, 1e-7])
-def test_a_tiny_top_p_leaves_the_likeliest(top_p: float) -> None:
+def test_a_tiny_top_p_keeps_only_the_likeliest_token(top_p: float) -> None:
     logits = random_logits(1, key=6)
     assert draw_many(logits, 50, top_p=top_p).keys() == {int(logits.argmax())}
 
 
 def test_equal_logits_are_drawn_equally_often() -> None:
     counts = draw_many(torch.full((1, 16), 7.0), 16_000, temperature=0.7)
-    assert chi_square(counts, [1 / 16] * 16, 16_000) < surely_below(15)
+    assert chi_square(counts, [1 / 16] * 16, 16_000) < upper_bound(15)
 
 
-def test_of_equal_logits_top_p_keeps_its_share() -> None:
+def test_top_p_keeps_its_share_of_equal_logits() -> None:
     assert len(draw_many(torch.zeros(1, 16), 2000, top_p=0.5)) == 8
 
 
 @pytest.mark.parametrize("temperature", [2.0, 1e-3, 1e-30])
-def test_huge_logits_and_forbidden_tokens_do_not_break_it(temperature: float) -> None:
+def test_huge_logits_and_masked_tokens_work(temperature: float) -> None:
     logits = torch.tensor([[3e38, -3e38, float("-inf"), 3e38]])
     assert draw_many(logits, 200, temperature).keys() == {0, 3}
 
 
-def test_every_bit_of_a_seed_counts() -> None:
+def test_every_bit_of_a_seed_changes_the_draw() -> None:
     rows = [SamplingSettings(seed=2**bit) for bit in range(64)]
     assert len(set(uniform(SamplingBatch(rows).seeds, [0] * 64).tolist())) == 64
 
 
 @given(row=requests, logit=st.floats(-(2.0**100), 2.0**100, width=32))
-def test_a_vocabulary_of_one_has_one_answer(row: SamplingSettings, logit: float) -> None:
+def test_a_vocabulary_of_one_always_gives_that_token(row: SamplingSettings, logit: float) -> None:
     assert draw(torch.tensor([[logit]]), [row]) == [0]
 
 
-def test_a_large_vocabulary_in_bfloat16_is_drawn_in_bounds() -> None:
+def test_a_large_vocabulary_in_bfloat16_gives_valid_tokens() -> None:
     logits = random_logits(64, key=7, vocabulary=151_936).bfloat16()
     rows = [SamplingSettings(2.0, 0.999 if seed % 2 else 1.0, seed) for seed in range(64)]
     assert all(0 <= token < 151_936 for token in draw(logits, rows))
 
 
-def test_the_largest_number_still_falls_on_a_token() -> None:
-    """The dart is short of 1 by one part in 2 ** 24, whatever the weights add up to."""
+def test_random_numbers_stay_below_one() -> None:
+    """The largest number is 1 - 2 ** -24. Scaled by the sum of the weights, it still selects a token."""
     seeds = SamplingBatch([SamplingSettings(seed=seed) for seed in range(100_000)]).seeds
     numbers = uniform(seeds, [0] * 100_000)
     assert numbers.min() >= 0

@@ -1,4 +1,4 @@
-"""What the demos put on the screen can be read on the narrowest of the usual terminals: 80 columns."""
+"""Tests that the output of the demos fits a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ladder.lab.show import Show, formatted
 COLUMNS = 80
 
 
-def on_a_machine(busy_percent: float, monkeypatch: pytest.MonkeyPatch) -> Show:
-    """A demo that begins while other programs take so much of the processor."""
+def start_show(busy_percent: float, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """A demo that starts while other programs use so much CPU time."""
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy_percent)
     return Show("What is shown", ListenConfig(), DemoOptions(json=False, plot=None))
 
@@ -27,11 +27,11 @@ def on_a_machine(busy_percent: float, monkeypatch: pytest.MonkeyPatch) -> Show:
 @pytest.fixture
 def show(monkeypatch: pytest.MonkeyPatch) -> Show:
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
-    return on_a_machine(0, monkeypatch)
+    return start_show(0, monkeypatch)
 
 
 def demo_figures(rung: str) -> Mapping[str, Figures]:
-    """What the rung's demo has measured, when it was measured for the README."""
+    """The figures of the rung's demo in the committed results."""
     results = json.loads((ROOT / "benchmarks" / "results" / "demos.json").read_text())
     figures: Mapping[str, Figures] = results["rungs"][rung]["summary"]
     return figures
@@ -45,7 +45,7 @@ def conclusion(
     return capsys.readouterr().out.splitlines()
 
 
-def test_many_contenders_have_a_line_each_with_every_heading_and_figure_whole(
+def test_a_wide_table_shows_every_heading_and_figure_in_full(
     show: Show, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = demo_figures("12")
@@ -68,7 +68,7 @@ LANES = {
 
 
 @pytest.mark.parametrize("names", LANES.values(), ids=LANES)
-def test_titles_times_and_the_newest_words_of_the_lanes_are_whole(
+def test_lanes_show_titles_times_and_the_newest_words_in_full(
     show: Show, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with show.lanes(*names) as lanes:
@@ -82,10 +82,10 @@ def test_titles_times_and_the_newest_words_of_the_lanes_are_whole(
     for number, name in enumerate(names):
         assert f" {name} " in shown
         assert f"The end {number}." in " ".join(shown.replace("│", " ").split())
-    assert shown.endswith("╯\n"), "what comes next begins a line of its own"
+    assert shown.endswith("╯\n"), "later output starts on a new line"
 
 
-def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lane_shows_the_whole_error(show: Show, capsys: pytest.CaptureFixture[str]) -> None:
     message = "the engine has died and is being started again; send the request again in a while"
     with show.lanes("05") as (lane,):
         lane.begin()
@@ -96,16 +96,16 @@ def test_a_lane_tells_the_whole_error(show: Show, capsys: pytest.CaptureFixture[
     assert "failed after 500 ms" in shown
 
 
-@pytest.mark.parametrize(("busy", "told"), [(5, False), (60, True)])
-def test_figures_from_a_machine_that_others_keep_busy_say_so(
-    busy: float, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("busy", "warned"), [(5, False), (60, True)])
+def test_figures_from_a_busy_machine_have_a_warning(
+    busy: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = on_a_machine(busy, monkeypatch)
+    show = start_show(busy, monkeypatch)
     lines = conclusion(show, {"steps": "forward passes"}, {"01": {"steps": 3}}, capsys)
-    assert any("not comparable" in line for line in lines) == told
+    assert any("not comparable" in line for line in lines) == warned
 
 
-def test_where_the_system_does_not_tell_how_busy_it_is_nothing_is_said(
+def test_without_cpu_usage_there_is_no_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(interval: float) -> float:
@@ -117,15 +117,13 @@ def test_where_the_system_does_not_tell_how_busy_it_is_nothing_is_said(
     assert not any("not comparable" in line for line in lines)
 
 
-def test_a_figure_that_would_be_misunderstood_is_explained(
-    show: Show, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_note_explains_a_figure(show: Show, capsys: pytest.CaptureFixture[str]) -> None:
     show.conclude({"steps": "forward passes"}, {"01": {"steps": 3}}, 1, lambda file: None, "Three is many.")
     table, _, rest = capsys.readouterr().out.partition("Three is many.")
     assert "forward passes" in table
     assert "measured just now" in rest
 
 
-def test_thousands_are_separated_in_every_figure_that_has_some() -> None:
+def test_thousands_have_separators() -> None:
     shown = [formatted("kib", value) for value in (0, 999, 1176, 5068, 300_032)]
     assert shown == ["0", "999", "1,176", "5,068", "300,032"]

@@ -1,4 +1,4 @@
-"""Holds the reader of server-sent events to account: by the HTML standard, however the bytes are cut."""
+"""Tests the parser of server-sent events against the HTML standard, for any split of the bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from ladder.web.sse import Event, EventParser
 
-PIECES = [
+FRAGMENTS = [
     "data",
     "event",
     "id",
@@ -28,7 +28,7 @@ PIECES = [
     "﻿",
     "\u2028",
 ]
-streams = st.lists(st.sampled_from(PIECES), max_size=40).map("".join).map(str.encode)
+streams = st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join).map(str.encode)
 
 
 def parse(*pieces: bytes) -> list[Event]:
@@ -42,7 +42,7 @@ def cut(stream: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 def by_the_standard(stream: bytes) -> list[Event]:
-    """The standard's algorithm, over the whole text at once."""
+    """The standard's algorithm, applied to the whole text."""
     text = stream.decode("utf-8", errors="replace").removeprefix("﻿")
     complete = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]
     events, last_id, name = [], "", ""
@@ -65,7 +65,7 @@ def by_the_standard(stream: bytes) -> list[Event]:
 
 
 @given(stream=streams, places=st.lists(st.integers(0, 200), max_size=10))
-def test_any_cut_of_the_bytes_gives_the_standards_events(stream: bytes, places: list[int]) -> None:
+def test_any_split_of_the_bytes_gives_the_standards_events(stream: bytes, places: list[int]) -> None:
     assert parse(*cut(stream, places)) == by_the_standard(stream)
 
 
@@ -75,18 +75,18 @@ def test_byte_by_byte_gives_the_standards_events(stream: bytes) -> None:
 
 
 @given(garbage=st.binary(max_size=60), places=st.lists(st.integers(0, 60), max_size=6))
-def test_bytes_that_are_no_utf8_are_cut_anywhere_too(garbage: bytes, places: list[int]) -> None:
+def test_invalid_utf8_gives_the_same_events_for_any_split(garbage: bytes, places: list[int]) -> None:
     stream = b"data: " + garbage + b"\n\n"
     assert parse(*cut(stream, places)) == parse(stream)
 
 
-# Lines that carry no line break, for a server that frames them.
+# Texts without characters that the format cannot carry; names without line breaks.
 names = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
 texts = st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
 @given(data=texts, name=names, event_id=names, places=st.lists(st.integers(0, 200), max_size=6))
-def test_what_fastapi_formats_comes_back(data: str, name: str, event_id: str, places: list[int]) -> None:
+def test_fastapis_events_are_parsed_back(data: str, name: str, event_id: str, places: list[int]) -> None:
     stream = format_sse_event(data_str=data, event=name, id=event_id)
     assert parse(*cut(stream, places)) == [Event(data, name, event_id)]
 
@@ -115,7 +115,7 @@ CASES = [
     ("data: 👩🏽‍🚀\n\n".encode(), [Event("👩🏽‍🚀")]),
     ("data: a\u2028b\x85c\x0bd\n\n".encode(), [Event("a\u2028b\x85c\x0bd")]),
 ]
-"""Streams, and the events that the standard reads in them."""
+"""Streams, and their events by the standard."""
 
 
 @pytest.mark.parametrize(("stream", "events"), CASES)
@@ -123,7 +123,7 @@ def test_the_standards_cases(stream: bytes, events: list[Event]) -> None:
     assert parse(stream) == events
 
 
-def test_an_event_is_given_out_as_soon_as_its_blank_line_is_there() -> None:
+def test_an_event_is_returned_as_soon_as_its_blank_line_arrives() -> None:
     parser = EventParser()
     assert not list(parser.feed(b"data: a\n"))
     assert list(parser.feed(b"\n")) == [Event("a")]

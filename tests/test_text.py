@@ -1,6 +1,6 @@
-"""Holds tokenizing to account: what is streamed piece by piece is the decoded text, to the letter.
+"""Tests tokenizing: the streamed parts of an output add up to exactly the decoded text.
 
-Any text and any sequence of tokens, sensible or not: for the bundled byte-level tokenizer, and for small
+The tests use any text and any sequence of tokens, for the bundled byte-level tokenizer and for small
 SentencePiece-like ones whose decoders fall back to bytes, as Llama 2's does.
 """
 
@@ -98,7 +98,7 @@ WRAPPED = wrapped_byte_level_tokenizer()
 
 
 def sequences(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
-    """Any tokens, and now and then an id beyond the vocabulary, as a padded output matrix has."""
+    """Any tokens, sometimes with an id beyond the vocabulary, as a padded output matrix can give."""
     return st.lists(st.integers(0, tokenizer.backend.get_vocab_size() + 1), max_size=30)
 
 
@@ -132,16 +132,16 @@ with_byte_runs = st.lists(st.one_of(byte_runs, words, special), max_size=10).map
 )
 
 
-def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token shows, then what was held back to the end."""
+def parts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, then the text that was held back until the end."""
     detokenizer = tokenizer.detokenizer()
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
-def exact_at_every_length(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
-    """Wherever a text ends, its pieces are its decoded text: so none shows what a later token changes."""
+def assert_exact_at_every_length(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    """For every prefix, the streamed parts equal the decoded text, so no later token changes them."""
     for length in range(len(ids) + 1):
-        assert "".join(pieces(tokenizer, ids[:length])) == tokenizer.decode(list(ids[:length]))
+        assert "".join(parts(tokenizer, ids[:length])) == tokenizer.decode(list(ids[:length]))
 
 
 @given(text=texts)
@@ -151,60 +151,60 @@ def test_bundled_encode_and_decode_are_inverse(text: str) -> None:
 
 @given(text=texts)
 def test_bundled_texts_are_streamed_exactly(text: str) -> None:
-    exact_at_every_length(BUNDLED_TOKENIZER, BUNDLED_TOKENIZER.encode(text))
+    assert_exact_at_every_length(BUNDLED_TOKENIZER, BUNDLED_TOKENIZER.encode(text))
 
 
 @given(ids=sequences(BUNDLED_TOKENIZER))
 def test_bundled_tokens_in_any_order_are_streamed_exactly(ids: list[int]) -> None:
-    exact_at_every_length(BUNDLED_TOKENIZER, ids)
+    assert_exact_at_every_length(BUNDLED_TOKENIZER, ids)
 
 
 @given(data=st.binary(max_size=20), places=st.lists(st.integers(0, 20), max_size=2))
-def test_bundled_bytes_that_are_no_utf8_are_streamed_exactly(data: bytes, places: list[int]) -> None:
-    """Byte tokens only, with the end token here and there between the bytes of one character."""
+def test_bundled_invalid_utf8_is_streamed_exactly(data: bytes, places: list[int]) -> None:
+    """Byte tokens only; the end token may occur between the bytes of one character."""
     ids = bundled_bytes(data)
     for place in places:
         ids.insert(place, id_of(BUNDLED_TOKENIZER, SPECIAL))
     assert BUNDLED_TOKENIZER.decode(ids) == data.decode(errors="replace")
-    exact_at_every_length(BUNDLED_TOKENIZER, ids)
+    assert_exact_at_every_length(BUNDLED_TOKENIZER, ids)
 
 
 @given(text=texts)
-def test_a_character_is_shown_with_its_last_byte_and_not_later(text: str) -> None:
+def test_a_character_is_streamed_as_soon_as_its_last_byte_is_known(text: str) -> None:
     detokenizer, shown, data = BUNDLED_TOKENIZER.detokenizer(), "", b""
     for token_id in BUNDLED_TOKENIZER.encode(text):
         shown += detokenizer.push(token_id)
         data += byte_level_bytes(BUNDLED_TOKENIZER.backend.id_to_token(token_id) or "")
-        whole = data.decode(errors="ignore")  # of a text's beginning, only an unfinished end is ignored
+        whole = data.decode(errors="ignore")  # in a prefix, only an incomplete last character is ignored
         assert shown == whole
     assert not detokenizer.flush()
 
 
-def test_an_emoji_is_split_over_tokens_or_these_tests_prove_nothing() -> None:
+def test_an_emoji_is_split_over_several_tokens() -> None:
     ids = BUNDLED_TOKENIZER.encode("👩🏽‍🚀")
     assert len(ids) > 5
-    assert [piece for piece in pieces(BUNDLED_TOKENIZER, ids) if piece] == ["👩", "🏽", "\u200d", "🚀"]
+    assert [piece for piece in parts(BUNDLED_TOKENIZER, ids) if piece] == ["👩", "🏽", "\u200d", "🚀"]
 
 
 @given(ids=sequences(ADDED))
 def test_added_tokens_are_streamed_exactly(ids: list[int]) -> None:
-    exact_at_every_length(ADDED, ids)
+    assert_exact_at_every_length(ADDED, ids)
 
 
 @given(text=st.lists(st.sampled_from(["<think>", "a b", "日本", "Ġé", "<|im_end|>", " x"]), max_size=8))
 def test_texts_with_added_tokens_are_streamed_exactly(text: list[str]) -> None:
-    exact_at_every_length(ADDED, ADDED.encode("".join(text)))
+    assert_exact_at_every_length(ADDED, ADDED.encode("".join(text)))
 
 
 @settings(max_examples=300)
 @given(ids=with_byte_runs)
 def test_byte_fallback_is_streamed_exactly(ids: list[int]) -> None:
-    exact_at_every_length(FALLBACK, ids)
+    assert_exact_at_every_length(FALLBACK, ids)
 
 
 @given(ids=sequences(FALLBACK))
 def test_byte_fallback_tokens_in_any_order_are_streamed_exactly(ids: list[int]) -> None:
-    exact_at_every_length(FALLBACK, ids)
+    assert_exact_at_every_length(FALLBACK, ids)
 
 
 @pytest.mark.parametrize(
@@ -227,39 +227,39 @@ def test_byte_fallback_tokens_in_any_order_are_streamed_exactly(ids: list[int]) 
     ],
 )
 def test_byte_fallback_cases(tokens: str) -> None:
-    exact_at_every_length(FALLBACK, fallback_ids(tokens))
+    assert_exact_at_every_length(FALLBACK, fallback_ids(tokens))
 
 
-def test_byte_fallback_shows_each_word_at_once() -> None:
-    assert pieces(FALLBACK, fallback_ids("▁The ▁fox s .")) == ["The", " fox", "s", ".", ""]
+def test_byte_fallback_streams_each_word_immediately() -> None:
+    assert parts(FALLBACK, fallback_ids("▁The ▁fox s .")) == ["The", " fox", "s", ".", ""]
 
 
 @given(ids=sequences(METASPACE))
 def test_metaspace_is_streamed_exactly(ids: list[int]) -> None:
-    exact_at_every_length(METASPACE, ids)
+    assert_exact_at_every_length(METASPACE, ids)
 
 
 @given(text=texts)
-def test_texts_are_streamed_exactly_if_the_byte_level_decoder_is_in_a_sequence(text: str) -> None:
-    exact_at_every_length(WRAPPED, WRAPPED.encode(text))
+def test_texts_are_streamed_exactly_with_a_byte_level_decoder_in_a_sequence(text: str) -> None:
+    assert_exact_at_every_length(WRAPPED, WRAPPED.encode(text))
 
 
 @given(ids=st.one_of(sequences(WRAPPED), st.binary(max_size=20).map(bundled_bytes)))
-def test_any_tokens_are_streamed_exactly_if_the_byte_level_decoder_is_in_a_sequence(ids: list[int]) -> None:
-    exact_at_every_length(WRAPPED, ids)
+def test_any_tokens_are_streamed_exactly_with_a_byte_level_decoder_in_a_sequence(ids: list[int]) -> None:
+    assert_exact_at_every_length(WRAPPED, ids)
 
 
-def test_in_a_sequence_too_a_character_is_shown_with_its_last_byte() -> None:
+def test_a_decoder_in_a_sequence_also_streams_a_character_with_its_last_byte() -> None:
     ids = BUNDLED_TOKENIZER.encode("a 😀 é 日本 b 👩🏽‍🚀")
-    assert pieces(WRAPPED, ids) == pieces(BUNDLED_TOKENIZER, ids)
+    assert parts(WRAPPED, ids) == parts(BUNDLED_TOKENIZER, ids)
 
 
 @given(text=texts)
-def test_no_token_stands_for_more_characters_than_the_longest(text: str) -> None:
-    """What lets a server refuse a text by its length, without tokenizing it."""
+def test_longest_token_limits_the_characters_per_token(text: str) -> None:
+    """So a server can reject a text by its length, without tokenizing it."""
     ids = BUNDLED_TOKENIZER.encode(text)
     assert len(text.replace(SPECIAL, "")) <= len(ids) * BUNDLED_TOKENIZER.longest_token
 
 
-def test_every_byte_has_a_character_of_its_own() -> None:
+def test_every_byte_has_its_own_character() -> None:
     assert sorted(byte_level_alphabet().values()) == list(range(256))

@@ -1,4 +1,4 @@
-"""Python imports this when it starts, if it finds it: nobody but this machine can be reached from then on."""
+"""Python imports this module at start, if it is on the path: it blocks connections to other machines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def is_local(host: str | bytes | None) -> bool:
     name = host.decode() if isinstance(host, bytes) else host or ""
     try:
         return name in ("", "localhost") or ip_address(name).is_loopback or ip_address(name).is_unspecified
-    except ValueError:  # a name, and not that of this machine
+    except ValueError:  # a host name other than localhost
         return False
 
 
-def refuse_strangers(event: str, arguments: tuple[Any, ...]) -> None:
+def refuse_remote_hosts(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "socket.getaddrinfo":
         host = arguments[0]
     elif event == "socket.connect" and isinstance(arguments[1], tuple):
@@ -26,4 +26,4 @@ def refuse_strangers(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"no network here, and so not {host}")
 
 
-sys.addaudithook(refuse_strangers)
+sys.addaudithook(refuse_remote_hosts)
