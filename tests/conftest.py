@@ -6,6 +6,7 @@ Several files are run at a time, each in a process that keeps its servers.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from hypothesis import settings
 
 from ladder.llm.loading import BUNDLED, Model, load_model
+from tests import template
 from tests.support import RUNGS, SCRIPTS, STREAMING_RUNGS, Oracle, RungServer, ServerPool, make_endless
 
 pytest_plugins = ["tests.browsing"]
@@ -24,6 +26,24 @@ pytest_plugins = ["tests.browsing"]
 # A test that fails once fails every time, and never because the machine was busy.
 settings.register_profile("ladder", deadline=None, derandomize=True)
 settings.load_profile("ladder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A template for each process that runs tests; xdist's own process runs none.
+
+    And Ctrl-C is heard: a shell that starts the suite in the background has it ignored, and so would all
+    that the suite starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        template.start()
+
+
+@pytest.fixture
+def fresh_interpreters() -> Iterator[None]:
+    with template.fresh_interpreters():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,7 @@ def test_ctrl_c_while_the_engine_loads_leaves_nothing(temporary: Path, number: s
         process.close()
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_only_the_owner_can_open_the_sockets(server: RungServer) -> None:
     (line,) = [
         line.split()[-1]

@@ -377,6 +377,7 @@ def test_a_link_in_the_folder_of_uploads_is_replaced_and_not_followed(own_folder
 # Memory, and a slow disk
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_memory_stays_flat_while_eight_clients_read_a_gigabyte(own_folders: Path) -> None:
     with (own_folders / "videos" / "large.bin").open("wb") as file:
         file.truncate(1024 * MIB)
@@ -416,6 +417,7 @@ def read_and_check(server: FileServer, numbers: range, everyone: threading.Barri
         assert response.read() == b""
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_memory_stays_flat_while_a_gigabyte_is_uploaded(own_folders: Path) -> None:
     chunk = random.Random(2).randbytes(MIB)
     expected = hashlib.sha256()
@@ -434,6 +436,7 @@ def test_memory_stays_flat_while_a_gigabyte_is_uploaded(own_folders: Path) -> No
         assert server.status("VmHWM") - before < 30 * MIB
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_memory_stays_flat_while_a_form_with_a_large_file_is_uploaded(own_folders: Path) -> None:
     chunk = random.Random(3).randbytes(MIB)
     expected = hashlib.sha256(chunk * 256).hexdigest()
@@ -981,6 +984,7 @@ def test_a_demo_whose_upload_is_refused_says_so_in_one_line(server: FileServer) 
 # The rung itself
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_a_rung_without_a_model_starts_without_torch() -> None:
     from tests.support import run_python
 

@@ -237,6 +237,7 @@ def read(file):
 """
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_importing_a_rung_starts_and_prints_nothing(script: str) -> None:
     done = run_python("-c", READ_LINK + LOOK_AROUND.format(module=script.removesuffix(".py")))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -245,6 +246,7 @@ def test_importing_a_rung_starts_and_prints_nothing(script: str) -> None:
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_ctrl_c_while_a_rung_is_imported_ends_it_quietly(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_the_bundled_model_is_small_and_has_no_file_that_can_run_code() -> None:
         assert not file.read_bytes().startswith((b"\x80", b"PK"))
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_the_bundled_model_is_read_without_transformers_and_as_by_transformers() -> None:
     code = "import sys; from ladder.llm.loading import load_model; load_model('tiny'); print(*sys.modules)"
     assert "transformers" not in run_python("-c", code).stdout.split()

@@ -78,7 +78,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "requests"), conversations(), ids=[" ".join(command[1:]) for command, _ in conversations()]
 )
-@pytest.mark.usefixtures("hub")
+@pytest.mark.usefixtures("hub", "fresh_interpreters")
 def test_a_server_starts_responds_to_its_requests_and_exits(
     command: Command, requests: list[Command]
 ) -> None:
