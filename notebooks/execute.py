@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-CELL_SECONDS = 60
+CELL_SECONDS = 300
 
 
 def read(file: Path) -> NotebookNode:

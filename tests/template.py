@@ -85,7 +85,7 @@ LIBRARIES = (
 )
 """Imported by the template. None of them starts a thread, and none is the project's own code."""
 
-READ_AT_IMPORT = ("CUDA", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS", "PYTHON", "TORCH")
+READ_AT_IMPORT = ("CUDA", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS", "PYTHON")
 """Variables of the environment that the interpreter or the libraries read only when they start."""
 
 FORGOTTEN = {"HF_": "huggingface_hub"}

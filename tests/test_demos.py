@@ -136,6 +136,7 @@ def test_rung_08_answers_while_the_disk_is_slow_and_holds_no_file_in_memory(figu
     assert columns["read all"]["upload_memory_mib"] > stored["upload_memory_mib"]
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_demo_that_is_ended_ends_its_servers(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "02_async_streaming.py", "--demo"]

@@ -78,7 +78,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "requests"), conversations(), ids=[" ".join(command[1:]) for command, _ in conversations()]
 )
-@pytest.mark.usefixtures("hub")
+@pytest.mark.usefixtures("hub", "fresh_interpreters")
 def test_a_server_starts_answers_what_it_is_asked_and_ends(command: Command, requests: list[Command]) -> None:
     port = value_of(command, "--port") or "5000"
     process = RungProcess(command[1], (*command[2:], "--port", "0"))
