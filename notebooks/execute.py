@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-CELL_SECONDS = 180  # much more than a cell needs, because the machine may be busy
+CELL_SECONDS = 300  # much more than a cell needs, because the machine may be busy
 
 
 def read(file: Path) -> NotebookNode:

@@ -40,8 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
         template.start()
 
 
+LONGEST = ("test_notebooks.py", "test_run.py", "test_demos.py", "test_benchmarks.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files are begun first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def fresh_interpreters() -> Iterator[None]:
+    """What the test starts is no fork of a process that has imported everything."""
     with template.fresh_interpreters():
         yield
 

@@ -138,6 +138,7 @@ def test_rung_12_stays_responsive_with_a_slow_disk_and_keeps_no_file_in_memory(
     assert columns["read all"]["upload_memory_mib"] > stored["upload_memory_mib"]
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_a_demo_stops_its_servers(number: signal.Signals, status: int) -> None:
     command = [sys.executable, "02_async_streaming.py", "--demo"]
