@@ -11,7 +11,7 @@ demo: .venv/installed  ## Install everything, then compare rung 04 with rung 03
 	$(RUN) 04_continuous_batching.py --demo
 
 test: .venv/installed  ## Run the tests
-	$(RUN) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed  ## Format, lint and check types
 	.venv/bin/ruff format --check .
