@@ -141,6 +141,7 @@ def test_any_exit_of_the_server_stops_its_engine_and_leaves_no_file(
         asyncio.run(eventually(exists, lambda there: not there))
 
 
+@pytest.mark.usefixtures("fresh_interpreters")  # a template may be told too late to start the engine
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_while_the_engine_loads_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
     process = RungProcess(SCRIPT, ["--model", "random:smollm2-135m", "--threads", "1"])
