@@ -134,11 +134,14 @@ def send(url: str, size: int) -> None:
     address = urlsplit(url)
     chunk = bytes(MIB)
     with closing(http.client.HTTPConnection(str(address.hostname), address.port)) as connection:
-        connection.request("PUT", "/upload/sent.bin", (chunk for _ in range(size // MIB)),
-                           {"Content-Length": str(size)})  # fmt: skip
-        response = connection.getresponse()
+        headers = {"Content-Length": str(size)}
+        try:
+            connection.request("PUT", "/upload/sent.bin", (chunk for _ in range(size // MIB)), headers)
+            response = connection.getresponse()
+        except ConnectionError as error:  # a refusal closes the connection while the upload is being sent
+            raise UserError(f"an upload of {size // MIB} MiB was refused: connection closed") from error
         if response.status >= 300:
-            raise UserError(f"an upload of {size // MIB} MiB was refused with status {response.status}")
+            raise UserError(f"an upload of {size // MIB} MiB was refused: status {response.status}")
 
 
 @contextmanager
