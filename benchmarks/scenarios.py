@@ -269,9 +269,9 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
     rounds, tokens = (1, 32) if quick else (3, 64)
     once = [{"label": "alone", "output_tokens": 100}]
     all_at_once = {"label": "burst", "clients": 8 if quick else 16, "output_tokens": tokens}
-    everyone = (*RUNGS[:2], "02, whole", *RUNGS[2:])
+    all_contenders = (*RUNGS[:2], "02, whole", *RUNGS[2:])
     plan = {
-        "one_client": Scenario(one_client, once, rounds, everyone),
+        "one_client": Scenario(one_client, once, rounds, all_contenders),
         "burst": Scenario(burst, [all_at_once], rounds),
         "eight": Scenario(eight, [{"label": "eight"}], rounds),
         "concurrency": Scenario(concurrency, levels(quick), 1 if quick else 2, skip=no_faster_together),
@@ -300,7 +300,7 @@ def scenarios(quick: bool) -> dict[str, Scenario]:
         ),
     }
     if not quick:
-        plan["one_client_1b"] = Scenario(one_client, once, 2, everyone, model="random:tinyllama-1.1b")
+        plan["one_client_1b"] = Scenario(one_client, once, 2, all_contenders, model="random:tinyllama-1.1b")
     return plan
 
 

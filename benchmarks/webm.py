@@ -1,7 +1,7 @@
 """Writes encoded frames into a WebM file, a container that browsers play.
 
 The file begins with its length and a table of its key frames, so that a player can seek after reading the
-first bytes. A browser's own recording (MediaRecorder) has neither.
+first bytes. A browser's own recording (MediaRecorder) lacks both.
 """
 
 from __future__ import annotations

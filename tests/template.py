@@ -8,7 +8,7 @@ run `python script.py …`, `python -m module …` or `python -c code …` asks 
          └───────── becomes the program's parent when the middle process ends
 
 The program is a true child of the process that asked: its pid, signals, exit status and /proc files are its
-own. So `subprocess.Popen` works as always, and neither the tests nor the code under test know the difference.
+own. So `subprocess.Popen` works as always, for the tests and for the code under test.
 
 `subprocess` uses the template only for commands and environments that it understands; for all others, in
 `fresh_interpreters()`, and on systems other than Linux, it starts a new interpreter.
@@ -101,7 +101,7 @@ class Template:
 
     def __init__(self, connection: socket.socket, process: object = None) -> None:
         self._connection = connection
-        self._process = process  # held, because Popen complains of a running process that nobody holds
+        self._process = process  # kept, because Popen warns when it is deleted while its process runs
         self._environment = read_at_import(os.environ)
         self._owner = os.getpid()
         self._lock = threading.Lock()
@@ -309,7 +309,7 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         if pid:
             for stream in streams:
                 os.close(stream)
-            with suppress(OSError):  # nobody reads it any more: the next request is the end
+            with suppress(OSError):  # the requester has gone: the next read ends the loop
                 connection.sendall(PID.pack(pid))
             continue
         connection.close()

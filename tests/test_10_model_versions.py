@@ -581,7 +581,7 @@ def test_swaps_under_load_fail_no_request() -> None:
     statuses: Counter[int] = Counter()
     answered: Counter[str] = Counter()
 
-    async def everybody(url: str) -> None:
+    async def all_clients(url: str) -> None:
         versions: asyncio.Queue[str] = asyncio.Queue()
         over = asyncio.Event()
 
@@ -615,7 +615,7 @@ def test_swaps_under_load_fail_no_request() -> None:
             await asyncio.gather(change(), *(ask(IMAGES[place::16]) for place in range(16)))
 
     with own_rung(SCRIPT) as server:
-        asyncio.run(everybody(server.url))
+        asyncio.run(all_clients(server.url))
         assert statuses.keys() == {200}
         assert answered.keys() == {"v1", "v2"}
         assert min(answered.values()) >= 20 * 32

@@ -168,7 +168,7 @@ def flood(kind: int, content: bytes) -> None:
 
 
 def test_a_client_that_only_sends_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server reads no further than it can answer: neither messages nor answers accumulate."""
+    """The server reads no further than it can answer: messages and answers do not accumulate."""
     untaken: list[int] = []
     take = WebSocketProtocol.send_receive_event_to_app
 

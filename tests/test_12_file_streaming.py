@@ -387,8 +387,8 @@ def test_memory_stays_flat_while_eight_clients_read_a_gigabyte(own_folders: Path
     with started(own_folders) as server, ThreadPoolExecutor(8) as clients:
         assert server.get("/stream-video/clip.webm").body == CONTENT
         before = server.status("VmRSS")
-        everyone = threading.Barrier(8)
-        list(clients.map(lambda first: read_and_check(server, range(first, first + 128), everyone),
+        all_started = threading.Barrier(8)
+        list(clients.map(lambda first: read_and_check(server, range(first, first + 128), all_started),
                          range(0, 1024, 128)))  # fmt: skip
         assert server.status("VmHWM") - before < 30 * MIB
         server.until(sending=0)
@@ -399,7 +399,7 @@ def stamp(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest()
 
 
-def read_and_check(server: FileServer, numbers: range, everyone: threading.Barrier) -> None:
+def read_and_check(server: FileServer, numbers: range, all_started: threading.Barrier) -> None:
     """Check every byte of these MiB of the file, read in one request."""
     expected, got = bytearray(MIB), bytearray(MIB)
     with closing(server.connect()) as connection:
@@ -407,7 +407,7 @@ def read_and_check(server: FileServer, numbers: range, everyone: threading.Barri
         connection.request("GET", "/stream-video/large.bin", headers={"Range": wanted})
         response = connection.getresponse()
         assert response.status == 206
-        everyone.wait(timeout=60)
+        all_started.wait(timeout=60)
         for number in numbers:
             size = 0
             while size < MIB and (more := response.readinto(memoryview(got)[size:])):

@@ -396,7 +396,7 @@ def test_after_an_error_the_page_retries_once_per_pause(open_page: Open) -> None
         page.reload()
         expect(page.locator(".card")).to_have_count(2)
         page.clock.install(time=0)
-        page.clock.pause_at(30)  # a jump beyond the page's patience would end a question that is under way
+        page.clock.pause_at(30)  # a jump beyond the page's timeout would end a request in flight
         note = page.locator(".card[data-version=v2] .note")
         for seconds in range(3):
             page.get_by_role("button", name="A handwritten 4").click() if not seconds else None

@@ -88,7 +88,7 @@ class ChildProcess:
         return read_report(await self._reports.recv())
 
     def end(self) -> None:
-        """Leave neither a process nor a file. The child has nothing to save, and may be unable to listen."""
+        """Leave no process and no file. The child has nothing to save, and may be unable to listen."""
         self._resources.close()
 
 

@@ -58,7 +58,7 @@ Load = Sequence[Request]
 async def observe(
     url: str, load: Load, on_token: OnToken | None = None, interval: float | None = PROBE_INTERVAL
 ) -> Observation:
-    """Send all requests at once, and probe /health meanwhile, unless `interval` is None."""
+    """Send all requests at once, and probe /health beside them, unless `interval` is None."""
     async with Client(url) as client:
         async with client.probing_health(interval) if interval else nullcontext(list[Probe]()) as health:
             first, *others = load

@@ -1,8 +1,8 @@
 """Choose the next token of every request in a batch with one vectorised call.
 
 Each row has its own temperature, top_p and seed. A row's random number is a hash of its seed and of the
-number of its tokens so far, not the next draw of a shared generator. So a row's token depends neither on the
-other rows nor on earlier batches. A request without a seed gets a random one.
+number of its tokens so far, not the next draw of a shared generator. So a row's token does not depend
+on the other rows or on earlier batches. A request without a seed gets a random one.
 """
 
 from __future__ import annotations

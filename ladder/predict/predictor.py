@@ -32,7 +32,7 @@ VERSION = re.compile(r"v[1-9][0-9]{0,5}")
 
 
 class Outcome(NamedTuple):
-    """The result for one row. A regressor returns neither confidence nor probabilities."""
+    """The result for one row. A regressor returns no confidence and no probabilities."""
 
     prediction: float
     confidence: float | None = None

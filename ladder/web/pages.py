@@ -1,6 +1,6 @@
 """The web page of a rung: static files, and a description of the rung as JSON.
 
-Every file is read once, when the app is made. A request for one needs neither the disk nor the engine, so the
+Every file is read once, when the app is made. A request for one does not need the disk or the engine, so the
 page loads as long as the server can respond at all.
 
 The files of all pages are in ladder/pages. The address of a file is /page/ and its path there. A page is a

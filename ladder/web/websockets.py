@@ -105,7 +105,7 @@ async def until_one_ends(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def until_empty(queue: asyncio.Queue[str], tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
-    """Wait until the tasks have handled the whole queue, one of them ends, or the time is over."""
+    """Wait until the tasks have handled the whole queue, one of them ends, or the time is up."""
     emptied = asyncio.create_task(queue.join())
     try:
         await asyncio.wait({emptied, *tasks}, timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
