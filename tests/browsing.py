@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, expect
 
 from benchmarks.browser import MISSING, chromium, find_chromium
 from tests.support import Server
 
-WIDE = {"width": 1600, "height": 1000}
-NARROW = {"width": 360, "height": 780}
+WIDE: ViewportSize = {"width": 1600, "height": 1000}
+NARROW: ViewportSize = {"width": 360, "height": 780}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 Open = Callable[..., Page]
 Ready = Callable[[Page], None]
@@ -64,7 +66,12 @@ def open_page(browser: Browser, ready: Ready) -> Iterator[Open]:
 
 
 def assert_accessible(page: Page) -> None:
-    """Axe finds no violation, and the page does not scroll sideways."""
-    found = Axe().run(page).response["violations"]
-    assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    """On a wide and a narrow screen, light and dark: axe finds no violation, and nothing scrolls sideways."""
+    for size, scheme in product((WIDE, NARROW), SCHEMES):
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == (scheme == "dark")
+        found = Axe().run(page).response["violations"]
+        assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

@@ -344,13 +344,9 @@ def test_the_summary_can_be_copied(pool: ServerPool, open_page: Open) -> None:
         assert re.search(rf"^{label}: [\d.,]+", text, re.MULTILINE), text
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_the_page_is_accessible(pool: ServerPool, open_page: Open, scheme: str, size: dict[str, int]) -> None:
+def test_the_page_is_accessible(pool: ServerPool, open_page: Open) -> None:
     """Before and after a run."""
-    page = open_page(
-        pool("04_continuous_batching.py"), size=size, color_scheme=scheme, reduced_motion="reduce"
-    )
+    page = open_page(pool("04_continuous_batching.py"), reduced_motion="reduce")
     for clients in (0, 3):
         if clients:
             start_clients(page, clients)
