@@ -79,18 +79,16 @@ class EngineDown(Unavailable):
 def run_engine(directory: Path) -> None:
     """The engine's process: load the model, say so, then run steps until the process ends."""
     web_side = ParentProcess(directory)
-    start = web_side.start_command()
-    web_side.doing = f"loading {start.config.model}"
-    try:
+    with web_side.reporting_failure():
+        start = web_side.start_command()
+        web_side.doing = f"loading {start.config.model}"
         model = load(start.config)
         core = rung_04.EngineCore(model, start.config)
-    except UserError as error:
-        web_side.report(Unusable(str(error)))
-        return
-    tokenizer = model.tokenizer.backend.to_str()
-    web_side.report(Ready(os.getpid(), model.name, core.context, model.stop_ids, tokenizer, core.status()))
-    web_side.doing = "serving"
-    (overlapped_loop if start.overlapped else plain_loop)(core, web_side)
+        tokenizer = model.tokenizer.backend.to_str()
+        ready = Ready(os.getpid(), model.name, core.context, model.stop_ids, tokenizer, core.status())
+        web_side.report(ready)
+        web_side.doing = "serving"
+        (overlapped_loop if start.overlapped else plain_loop)(core, web_side)
 
 
 def plain_loop(core: Core, web_side: ParentProcess) -> None:
@@ -147,20 +145,20 @@ class Engine(Lifecycle):
         while True:
             reason = await self.run_process()
             if not self.first_ready.done():
-                self.first_ready.set_exception(UserError(f"the engine's process {reason}"))
+                self.first_ready.set_exception(UserError(reason))
                 return
             pause = SHORTEST_PAUSE if self.ready else min(2 * pause, LONGEST_PAUSE)
-            logger.warning("the engine's process %s; another is started in %g s", reason, pause)
+            logger.warning("%s; another engine is started in %g s", reason, pause)
             self.on_engine_death()
             await asyncio.sleep(pause)
             self.restarts += 1
 
     async def run_process(self) -> str:
-        """Start an engine; return why it ended: it exits, goes silent or sends garbage."""
+        """Start an engine; return why it ended: it reports a failure, exits, goes silent or sends garbage."""
         try:
             self.process = await ChildProcess.start(sys.executable, __file__, AS_ENGINE)
         except OSError as error:
-            return f"cannot be started: {error}"
+            return f"the engine's process cannot be started: {error}"
         self.process.tell(Start(self.config, overlapped=self.config.loop == "overlapped"))
         self.heard = 0.0
         listening = asyncio.create_task(self.listen(self.process))
@@ -172,19 +170,24 @@ class Engine(Lifecycle):
                 now = time.monotonic()
                 if self.heard and now - asked > HEARTBEAT_TIMEOUT / 2:
                     self.heard = now  # it was this process that slept: heartbeats are still to be read
-                if self.heard and now - self.heard > HEARTBEAT_TIMEOUT:
-                    return f"has said nothing for {HEARTBEAT_TIMEOUT:g} s"
-            if listening.done():
-                return f"has sent what cannot be used: {listening.exception()!r}"
-            return f"has ended with status {exiting.result()}"
+                silent = self.heard and now - self.heard > HEARTBEAT_TIMEOUT
+                if silent and not exiting.done():  # the exit status says more than the silence
+                    return f"the engine's process has said nothing for {HEARTBEAT_TIMEOUT:g} s"
+            if not listening.done():
+                return f"the engine's process has ended with status {exiting.result()}"
+            if garbage := listening.exception():
+                return f"the engine's process has sent what cannot be used: {garbage!r}"
+            return listening.result()
         finally:
             listening.cancel()
             exiting.cancel()
             self.process.end()
 
-    async def listen(self, process: ChildProcess) -> None:
-        while True:
-            self.take(await process.next_report())
+    async def listen(self, process: ChildProcess) -> str:
+        """Take reports until one says that the engine has failed; return its reason."""
+        while not isinstance(report := await process.next_report(), Unusable):
+            self.take(report)
+        return report.reason
 
     def take(self, report: Report) -> None:
         self.heard = time.monotonic()
@@ -195,10 +198,6 @@ class Engine(Lifecycle):
                 self.frontend.deliver(report)
             case Heartbeat():
                 self.progress.update(f"the engine's process: {report.doing}")
-            case Unusable() if self.first_ready.done():
-                logger.error("the engine cannot start again: %s", report.reason)
-            case Unusable():
-                self.first_ready.set_exception(UserError(report.reason))
             case Ready():
                 self.ready, self.status = report, report.status
                 if self.frontend:

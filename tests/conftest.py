@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     And Ctrl-C is heard: a shell that starts the suite in the background has it ignored, and so would all
     that the suite starts.
     """
+    config.addinivalue_line("markers", "fault: a row of docs/faults.md; see tests/faults.py")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):

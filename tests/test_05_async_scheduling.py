@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ladder import ROOT
 from ladder.engine.channel import encode, read_command, read_report
 from ladder.engine.messages import (
     Abort,
@@ -30,7 +32,18 @@ from ladder.engine.messages import (
 from ladder.lab.client import Client, Measurement
 from ladder.lab.launch import RungProcess
 from ladder.llm.sampling import SamplingSettings
-from tests.support import QUESTION, STORY, RungServer, eventually, import_rung, own_rung, run_rung
+from tests.faults import fault
+from tests.support import (
+    QUESTION,
+    STORY,
+    RungServer,
+    eventually,
+    import_rung,
+    one_line,
+    own_rung,
+    run_python,
+    run_rung,
+)
 
 SCRIPT = "05_async_scheduling.py"
 rung = import_rung(SCRIPT)
@@ -76,6 +89,11 @@ async def wait_until_ready(server: RungServer) -> None:
     ("number", "loop"),
     [(signal.SIGKILL, "plain"), (signal.SIGSTOP, "plain"), (signal.SIGKILL, "overlapped")],
     ids=["killed", "hanging", "killed, overlapped"],
+)
+@fault(
+    "The engine's process is killed or stopped",
+    "open streams get an error event, /ready says 503, and a new engine serves",
+    "05",
 )
 def test_a_dead_or_hanging_engine_is_replaced(endless: Path, number: signal.Signals, loop: str) -> None:
     """Streams get an error event, /ready returns 503, /health responds, and later requests are served."""
@@ -125,6 +143,7 @@ def test_a_dead_or_hanging_engine_is_replaced(endless: Path, number: signal.Sign
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@fault("The server is killed", "its engine ends too, and leaves no file", "05")
 def test_any_exit_of_the_server_stops_its_engine_and_leaves_no_file(
     endless: Path, temporary: Path, number: signal.Signals
 ) -> None:
@@ -190,6 +209,65 @@ def test_an_engine_that_cannot_start_prints_one_line(tmp_path: Path, temporary: 
     (line,) = done.stderr.strip().splitlines()
     assert "no config.json" in line
     assert list(temporary.glob("ladder-*")) == []
+
+
+BROKEN = """
+import os, sys
+sys.path.insert(0, {root!r})
+rung = __import__("05_async_scheduling")
+
+def fail(*_):
+    {failure}
+
+start = rung.ChildProcess.start
+rung.ChildProcess.start = lambda python, script, *flags: start(python, __file__, *flags)
+rung{broken} = fail
+rung.main()
+"""
+
+
+def broken_rung(directory: Path, broken: str, failure: str) -> str:
+    """A program that is this rung, except that one function, which the engine's process calls, fails."""
+    script = directory / "05_broken.py"
+    script.write_text(BROKEN.format(root=str(ROOT), broken=broken, failure=failure))
+    return str(script)
+
+
+FAILURES = {
+    "exception": (
+        "raise KeyError('added_tokens')",
+        r"has failed: KeyError: 'added_tokens' \(05_broken.py:\d+\)",
+    ),
+    "two lines": ("raise ValueError('1\\n2')", r"has failed: ValueError: 1 2 \(05_broken.py:\d+\)"),
+    "exit": ("os._exit(3)", "has ended with status 3"),
+    "signal": ("os.kill(os.getpid(), 9)", "has ended with status -9"),
+}
+
+
+@fault("An engine process that fails in its start", "one line names the exception or the exit status", "05")
+@pytest.mark.parametrize(("failure", "expected"), FAILURES.values(), ids=FAILURES)
+def test_an_engine_that_fails_to_start_says_why(temporary: Path, failure: str, expected: str) -> None:
+    done = run_python(broken_rung(temporary, ".load", failure), "--port", "0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"{SCRIPT}: error: the engine's process {expected}", one_line(done.stderr))
+
+
+@fault("An exception in the engine's loop", "the log names it in one line, and the engine is replaced", "05")
+@pytest.mark.parametrize("loop", ["plain", "overlapped"])
+def test_an_engine_that_fails_later_says_why(temporary: Path, loop: str) -> None:
+    script = broken_rung(temporary, ".rung_04.EngineCore.step", "raise RuntimeError('no step')")
+    process = RungProcess(script, ["--threads", "1", "--loop", loop])
+    try:
+        server = RungServer(process.wait_ready(), SCRIPT, process)
+        failed = server.generate(QUESTION)
+        assert (failed.status, failed.json()["error"]["type"]) == (503, "EngineDown")
+        asyncio.run(wait_until_ready(server))
+        assert server.health()["restarts"] == 1
+        line = one_line(process.errors())
+    finally:
+        process.close()
+    assert line.startswith("the engine's process has failed: RuntimeError: no step (05_broken.py:")
+    assert line.endswith("); another engine is started in 0.25 s")
 
 
 def test_sockets_that_cannot_be_made_print_one_line(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 from dataclasses import fields
@@ -18,12 +19,15 @@ from ladder.cli import DemoOptions, parse
 from ladder.errors import UserError
 from ladder.lab.client import Client
 from ladder.lab.show import Contender, Show
+from ladder.llm.loading import BUNDLED
 from ladder.web.server import listen
+from tests.faults import fault
 from tests.support import (
     SCRIPTS,
     STORY,
     STREAMING_RUNGS,
     RungServer,
+    edit_json,
     import_rung,
     one_line,
     own_rung,
@@ -197,6 +201,21 @@ def failure(rung: str, *flags: str) -> str:
 
 def test_an_unknown_model_is_an_error_in_one_line(rung: str) -> None:
     assert "'./nothing'" in failure(rung, "--port", "0", "--model", "./nothing")
+
+
+@fault("A damaged model on the command line", "one line on stderr and exit status 1, no traceback", "01–05")
+def test_a_damaged_model_is_an_error_in_one_line(rung: str, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(BUNDLED, tmp_path / "damaged"))
+    (directory / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json cannot be used" in failure(rung, "--port", "0", "--model", str(directory))
+
+
+def test_a_model_without_context_is_not_blamed_on_a_flag(rung: str, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(BUNDLED, tmp_path / "damaged"))
+    edit_json(directory / "config.json", max_position_embeddings=0)
+    line = failure(rung, "--port", "0", "--model", str(directory))
+    assert "config.json: max_position_embeddings is 0" in line
+    assert "--kv-memory" not in line
 
 
 def test_a_busy_port_is_an_error_in_one_line(script: str) -> None:

@@ -13,15 +13,17 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import zmq
 import zmq.asyncio
 
-from ladder.engine.messages import Command, Heartbeat, Report, Start
+from ladder.engine.messages import Command, Heartbeat, Report, Start, Unusable
+from ladder.errors import UserError
 
 HEARTBEAT_SECONDS = 0.25
 
@@ -145,3 +147,27 @@ class ParentProcess:
 
     def report(self, report: Report) -> None:
         self._reports.send(encode(report))
+
+    @contextmanager
+    def reporting_failure(self) -> Iterator[None]:
+        """Report an exception in one line; then wait until the parent ends this process.
+
+        A process that just returned would say nothing: Python's exit waits for the sockets of the threads.
+        """
+        try:
+            yield
+        except UserError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"the engine's process has failed: {in_one_line(error)}"
+        else:
+            return
+        self.report(Unusable(reason))
+        threading.Event().wait()
+
+
+def in_one_line(error: Exception) -> str:
+    """Kind, message and place of an unexpected exception."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message} ({Path(place.filename).name}:{place.lineno})"

@@ -98,7 +98,7 @@ class Ready(Struct, frozen=True, tag=True):
 
 
 class Unusable(Struct, frozen=True, tag=True):
-    """The engine cannot start. The reason is a line for the user who started the server."""
+    """The engine cannot start or has failed. The reason is a line for the user who started the server."""
 
     reason: str
 

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypedDict
 import msgspec
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
@@ -25,7 +24,13 @@ from torch import Tensor
 
 from ladder import ROOT
 from ladder.errors import UserError
-from ladder.llm.checkpoint import UnsupportedModelError, architecture_of, build_decoder, checkpoint_shapes
+from ladder.llm.checkpoint import (
+    CheckpointError,
+    architecture_of,
+    build_decoder,
+    check_model_type,
+    checkpoint_shapes,
+)
 from ladder.llm.decoder import Architecture, Decoder
 from ladder.llm.linear import int8_engine
 from ladder.llm.text import Tokenizer
@@ -87,7 +92,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> Model:
             return random_model(name, build)
         directory = BUNDLED if name == "tiny" else find_directory(name)
         return load_directory(name, directory, build)
-    except UnsupportedModelError as error:
+    except CheckpointError as error:
         raise UserError(f"model {name!r}: {error}") from error
 
 
@@ -131,28 +136,33 @@ def find_directory(name: str) -> Path:
 
 def load_directory(name: str, directory: Path, build: Build) -> Model:
     """Load what `save_pretrained` wrote: config.json, tokenizer.json and safetensors files."""
-    check_model_type(name, directory)
-    try:
-        config, backend = read_config(directory), read_tokenizer(directory)
-    except (OSError, ValueError, AttributeError, StrictDataclassError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model {name!r}: configuration or tokenizer cannot be read: {reason}") from error
-    decoder = build(architecture_of(config), read_weights(name, directory))
-    return Model(name, decoder, Tokenizer(backend), stop_ids(directory, config))
+    config = read_config(directory)
+    architecture = architecture_of(config)
+    tokenizer = Tokenizer(read_tokenizer(directory))
+    check_token_ids(tokenizer, architecture.vocabulary)
+    stops = stop_ids(directory, config, architecture.vocabulary)
+    return Model(name, build(architecture, read_weights(directory)), tokenizer, stops)
 
 
-def check_model_type(name: str, directory: Path) -> None:
-    """Refuse a directory without a model before transformers does, so that the error names the reason."""
+def damaged(file: str, what: str | Exception) -> CheckpointError:
+    """The error for a file that no tool has saved like this, in one line of limited length."""
+    reason = what if isinstance(what, str) else f"cannot be used ({type(what).__name__}: {what})"
+    return CheckpointError(f"{file} {' '.join(reason.split())[:300]}; save or download the model again")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Transformers' own errors do not say which file is damaged."""
+    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        raise damaged(file.name, "is not a file")
     try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"model {name!r}: no config.json in that directory; was it saved by save_pretrained?"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"model {name!r}: config.json is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"model {name!r}: config.json is not a JSON object")
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise damaged(file.name, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(file.name, f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise damaged(file.name, "is not a JSON object")
+    return value
 
 
 class Rope(TypedDict):
@@ -193,56 +203,123 @@ class PlainTokenizer(msgspec.Struct, forbid_unknown_fields=True):
 
 def read_config(directory: Path) -> Any:
     """Transformers fills in what the file leaves open."""
+    file = directory / "config.json"
+    if not file.exists():
+        raise CheckpointError("no config.json in that directory; was it saved by save_pretrained?")
+    settings = read_object(file)
+    check_model_type(settings.get("model_type"))
     try:
-        return msgspec.json.decode((directory / "config.json").read_bytes(), type=Llama)
-    except msgspec.DecodeError:
+        return msgspec.convert(settings, Llama)
+    except msgspec.ValidationError:
         from transformers import AutoConfig
-
-        quiet_transformers()
+    quiet_transformers()
+    try:
         return AutoConfig.from_pretrained(directory)
+    except Exception as error:  # each check in transformers raises a kind of its own
+        raise damaged(file.name, error) from error
 
 
 def read_tokenizer(directory: Path) -> Backend:
+    """The tokenizer, without the truncation and padding that may be saved with it: they are for training."""
     try:
         msgspec.json.decode((directory / "tokenizer_config.json").read_bytes(), type=PlainTokenizer)
-        return Backend.from_file(str(directory / "tokenizer.json"))
-    except Exception:  # tokenizers has only one kind of error; transformers names the reason
-        from transformers import AutoTokenizer
+        backend = Backend.from_file(str(directory / "tokenizer.json"))
+    except Exception:  # tokenizers has only one kind of error
+        backend = read_tokenizer_with_transformers(directory)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
-        quiet_transformers()
+
+def read_tokenizer_with_transformers(directory: Path) -> Backend:
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    try:
         backend: Backend = AutoTokenizer.from_pretrained(directory).backend_tokenizer
-        return backend
+    except Exception as error:  # of any kind: a KeyError if tokenizer.json is {}
+        raise damaged_tokenizer(directory, error) from error
+    return backend
 
 
-def read_weights(name: str, directory: Path) -> dict[str, Tensor]:
+def damaged_tokenizer(directory: Path, error: Exception) -> CheckpointError:
+    """Find out which file is damaged. Only called when loading has failed, because it reads them again."""
+    settings, file = directory / "tokenizer_config.json", directory / "tokenizer.json"
+    if not file.exists():
+        return CheckpointError("no tokenizer.json in that directory; save the tokenizer there too")
+    try:
+        read_object(file)
+        Backend.from_file(str(file))
+        if settings.exists():
+            read_object(settings)
+    except CheckpointError as found:
+        return found
+    except Exception as found:
+        return damaged(file.name, found)
+    return damaged(settings.name if settings.exists() else file.name, error)
+
+
+def check_token_ids(tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Refuse a tokenizer that makes tokens which the model does not have: each would fail its request."""
+    largest = tokenizer.largest_id
+    if largest < 0:
+        raise damaged("tokenizer.json", "has no tokens")
+    if largest >= vocabulary:
+        raise CheckpointError(
+            f"the tokenizer (tokenizer.json) has a token with id {largest}, but the model's vocabulary "
+            f"(vocab_size in config.json) ends at {vocabulary - 1}; use the tokenizer that was saved with "
+            f"these weights"
+        )
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, mapped from its files and not yet read.
 
     A transformers model class is not used: importing one takes longer than all the rest of loading the
     bundled model, and each tensor is needed only until it is fused with others.
     """
     weights: dict[str, Tensor] = {}
-    for file in sorted(directory.glob("model*.safetensors")):
+    files = sorted(directory.glob("model*.safetensors"))
+    check_index(directory, {file.name for file in files})
+    for file in files:
         try:
             weights.update(load_file(file))
-        except SafetensorError as error:
-            raise UserError(f"model {name!r}: {file.name} is damaged: {error}") from error
+        except (OSError, SafetensorError) as error:
+            raise damaged(file.name, f"is damaged: {error}") from error
     if not weights:
-        raise UserError(f"model {name!r}: no model*.safetensors there; other weight formats are not read")
+        raise CheckpointError("no model*.safetensors there; other weight formats are not read")
     return weights
 
 
-def stop_ids(directory: Path, config: Any) -> frozenset[int]:
+def check_index(directory: Path, files: set[str]) -> None:
+    """Name the missing file of a checkpoint in several files, not only a tensor that was in it."""
+    index = directory / "model.safetensors.index.json"
+    if "model.safetensors" in files or not index.exists():
+        return
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise damaged(index.name, "has no weight_map")
+    if missing := sorted({str(file) for file in places.values()} - files):
+        raise damaged(index.name, f"names {missing[0]}, which is not in that directory")
+
+
+def stop_ids(directory: Path, config: Any, vocabulary: int) -> frozenset[int]:
     """The tokens that end a text; generation_config.json takes precedence, as in transformers."""
-    value = config.eos_token_id
+    value, file = config.eos_token_id, directory / "config.json"
     generation = directory / "generation_config.json"
-    if generation.is_file():
-        try:
-            value = json.loads(generation.read_bytes()).get("eos_token_id", value)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{generation} is not a JSON object: {error}") from error
+    if generation.exists():
+        settings = read_object(generation)
+        if "eos_token_id" in settings:
+            value, file = settings["eos_token_id"], generation
     if value is None:
         return frozenset()
-    return frozenset([value] if isinstance(value, int) else value)
+    ids = value if isinstance(value, list) else [value]
+    for token_id in ids:
+        if type(token_id) is not int or not 0 <= token_id < vocabulary:  # to Python, true is an int
+            raise CheckpointError(
+                f"{file.name}: eos_token_id {token_id!r:.40} is no token; ids go from 0 to {vocabulary - 1}"
+            )
+    return frozenset(ids)
 
 
 def quiet_transformers() -> None:

@@ -98,7 +98,10 @@ class Tokenizer:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         # No token has more characters than this, so a text's length gives the fewest tokens that it can have.
-        self.longest_token = max(len(token) for token in backend.get_vocab())
+        vocabulary = backend.get_vocab()
+        self.longest_token = max(map(len, vocabulary), default=0)
+        # A template may add ids that are not in the vocabulary. It adds them to every text.
+        self.largest_id = max([*vocabulary.values(), *backend.encode("a").ids], default=-1)
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._bytes: dict[int, bytes] = {}
