@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import psutil
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 
 from ladder import import_rung
 from ladder.cli import DemoOptions, PredictionConfig
@@ -48,6 +48,7 @@ from ladder.errors import ServerStopping, Unavailable
 from ladder.lab import prediction_scenes as scenes
 from ladder.lab.show import Contender, Show
 from ladder.predict import wire
+from ladder.predict.batches import batch_router
 from ladder.predict.cache import Cache, cache_key
 from ladder.predict.coalescing import Coalescer, Reservation
 from ladder.predict.experiment import Experiment, arm_of
@@ -197,9 +198,7 @@ class Engine(Lifecycle):
         )
 
 
-async def lease(
-    request: Request, version: Annotated[wire.VersionName, Query()] = "default"
-) -> AsyncIterator[Lease]:
+async def lease(request: Request, version: wire.VersionName = "default") -> AsyncIterator[Lease]:
     """A lease for a request handler, which ends when the response has been sent."""
     engine: PredictionEngine = request.app.state.engine
     async with engine.registry.lease(request.path_params.get("name", MAIN), version) as lease:
@@ -225,6 +224,7 @@ def create_app(engine: PredictionEngine, rung: Rung = RUNG, page: str = "models"
     add_page(app, rung, page)
     add_model_routes(app, registry)
     add_experiment_routes(app, engine)
+    batches = batch_router(app)  # their bodies are parsed without holding the event loop
 
     @app.put("/models/{name}/default")
     async def swap(name: str, body: wire.Choice) -> wire.ModelInfo:
@@ -251,31 +251,31 @@ def create_app(engine: PredictionEngine, rung: Rung = RUNG, page: str = "models"
         outcome = await engine.predict(lease, body.features)
         return wire.Prediction(prediction=outcome.prediction, confidence=outcome.confidence, **lease.names())
 
-    @app.post("/predict/batch")
+    @batches.post("/predict/batch")
     async def predict_batch(body: wire.BatchInput, lease: Leased) -> wire.Batch:
         """Up to 1000 rows, in a pass of their own."""
-        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        rows = body.to_rows(lease.predictor)
         return wire.to_batch(await coalescer.alone(lease.predictor, rows), lease.names())
 
-    @app.post("/predict/batch/async")
+    @batches.post("/predict/batch/async")
     async def predict_batch_async(body: wire.BatchInput, lease: Leased) -> wire.Batch:
         """The same, in passes that are shared with other requests that wait: rung 03's idea."""
-        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        rows = body.to_rows(lease.predictor)
         return wire.to_batch(await coalescer.predict(lease.predictor, rows), lease.names())
 
-    @app.post("/predict/stream")
+    @batches.post("/predict/stream")
     async def predict_stream(body: wire.BatchInput, lease: Leased) -> EventStream:
         """The index and prediction of each row, as soon as it is done. All rows are checked first."""
-        rows = wire.to_rows(lease.predictor, body.instances, "instances")
+        rows = body.to_rows(lease.predictor)
         waiting = coalescer.reserve(len(rows))
-        events = engine.events(lease, rows, waiting)
-        return EventStream(rung_02.stream(events), on_close=waiting.release_all)
+        return EventStream(rung_02.stream(engine.events(lease, rows, waiting)), on_close=waiting.release_all)
 
     @app.get("/health")
     async def health() -> wire.PredictionHealth:
         """Alive, and how busy."""
         return engine.health(rung.number)
 
+    app.include_router(batches)
     return app
 
 

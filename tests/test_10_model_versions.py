@@ -19,17 +19,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import numpy as np
 import pytest
 
 from ladder import ROOT
 from ladder.errors import UserError
 from ladder.lab.client import Client
+from ladder.predict import batches
+from ladder.predict.batches import PORTION
 from ladder.predict.cache import Cache
 from ladder.predict.experiment import arm_of
-from ladder.predict.predictor import PREDICTORS, accuracy, load_digits, read_index
+from ladder.predict.predictor import PREDICTORS, Rows, accuracy, load_digits, read_index
 from ladder.predict.protocols import PredictionEngine, VersionRegistry, VersionsRung
 from ladder.predict.versions import VersionStore
+from ladder.predict.wire import BatchInput
+from tests.faults import fault
 from tests.predicting import (
     HELD_OUT,
     IMAGES,
@@ -207,6 +212,39 @@ def test_rows_that_wait_together_share_a_pass() -> None:
 
 
 @pytest.mark.parametrize("path", BATCH_PATHS)
+@fault(
+    "Batches of 1000 rows at once",
+    "parsed one at a time, in portions; between two, others are served",
+    "10–11",
+)
+def test_a_batch_does_not_hold_the_event_loop(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Counts the turns of the event loop while each body is parsed, and the bodies that are being parsed."""
+    turns: list[int] = []
+    together: list[int] = []
+    parsing: set[object] = set()
+    parse = batches.parse
+
+    async def watched(body: bytes) -> Rows:
+        task = asyncio.create_task(parse(body))
+        parsing.add(task)
+        together.append(len(parsing))
+        turns.append(0)
+        while not task.done():
+            turns[-1] += 1
+            await asyncio.sleep(0)
+        parsing.remove(task)
+        return await task
+
+    monkeypatch.setattr(batches, "parse", watched)
+    rows = (IMAGES * 3)[:1000]
+    with engine_serving(rung) as (_, server), ThreadPoolExecutor(4) as clients:
+        posted = [clients.submit(post, server, path, {"instances": rows}) for _ in range(4)]
+        assert {task.result().status for task in posted} == {200}
+    assert min(turns) > len(rows) / PORTION
+    assert together == [1] * 4
+
+
+@pytest.mark.parametrize("path", BATCH_PATHS)
 def test_more_rows_than_may_wait_are_rejected_immediately(path: str) -> None:
     hold = Hold()
     with engine_serving(rung, max_queue=8) as (engine, server), ThreadPoolExecutor(2) as clients:
@@ -242,7 +280,7 @@ def test_a_stream_stops_when_its_client_disconnects() -> None:
         watch(engine, "v1", hold)
         body = json.dumps({"instances": IMAGES}).encode()
         with server.raw() as connection:
-            lines = ["POST /predict/stream HTTP/1.1", "host: l", "content-type: application/json"]
+            lines = ["POST /predict/stream HTTP/1.1", "host: localhost", "content-type: application/json"]
             lines += [f"content-length: {len(body)}", "", ""]
             connection.sendall("\r\n".join(lines).encode() + body)
             assert hold.reached.wait(timeout=60)
@@ -308,6 +346,57 @@ def test_a_body_that_is_not_sent_as_json_is_rejected(server: RungServer, path: s
     answer = server.request("POST", path, body, **{"content-type": "application/x-www-form-urlencoded"})
     assert answer.status == 415
     assert "content-type: application/json" in answer.json()["detail"]
+
+
+BODIES = [
+    *(f'{{"instances": [[1], {row}]}}'.encode() for row in WRONG_ROWS.values()),
+    *(
+        f'{{"instances": [[{number}]]}}'.encode()
+        for number in ("1e6", "-1e6", "1000001", "-1e6000", "1e-9000")
+    ),
+    *(
+        f'{{"instances": [[{number}]]}}'.encode()
+        for number in ("-0", "1E2", "01", "1.", ".5", "+1", "9" * 400)
+    ),
+    *(
+        f'{{"instances": {rows}}}'.encode()
+        for rows in ("[[1], [2, 3]]", "[[1, 2], [3]]", "[]", "{}", "null", "7")
+    ),
+    *(
+        json.dumps({"instances": [[1.5] * 3] * rows}).encode()
+        for rows in (1, PORTION, PORTION + 1, 1000, 1001)
+    ),
+    *('{"instances": [[0.1, 16777217]]}'.encode(coding) for coding in ("utf-8-sig", "utf-16", "utf-32")),
+    b'{"instances": [[1]], "instances": [[2]]}',
+    b'{"inst\\u0061nces": [[1]]}',
+    b'{"instances": [[1]], "more": "\xff"}',
+    b'{"instances": [[1]]} [',
+    b'{"instances": [[1,]]}',
+    b'{"instances": ' + b"[" * 100_000,
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:60]))
+def test_a_batch_is_checked_as_its_schema_says(body: bytes) -> None:
+    """The fast parser accepts nothing that the schema rejects, and reads the same numbers."""
+
+    async def parse() -> list[list[float]] | None:
+        try:
+            rows: list[list[float]] = (await batches.parse(body)).tolist()
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        return rows
+
+    def read_by_schema() -> list[list[float]] | None:
+        try:
+            instances = BatchInput.model_validate(json.loads(body)).instances
+        except (ValueError, RecursionError):
+            return None
+        return [np.array(row, np.float32).tolist() for row in instances]
+
+    fast = asyncio.run(parse())
+    assert fast is None or fast == read_by_schema()
 
 
 @pytest.mark.parametrize("version", ["v3", "v0", "v01", "", "V1", "../v1", "%00", "None"])
@@ -576,6 +665,7 @@ def test_the_default_cannot_be_unloaded(server: RungServer) -> None:
     assert predict(server)["model_version"] == "v1"
 
 
+@fault("The default version changes under load", "no request fails or gets a wrong version", "10")
 def test_swaps_under_load_fail_no_request() -> None:
     """Sixteen clients send requests without a pause during forty rounds of load, swap and unload."""
     statuses: Counter[int] = Counter()
@@ -741,6 +831,7 @@ def test_the_error_names_a_missing_index(tmp_path: Path) -> None:
     assert "index.json" in start(tmp_path / "nothing")
 
 
+@fault("The file of a version is changed while the server runs", "only requests to that version fail", "10")
 def test_a_file_that_is_tampered_with_later_fails_only_its_own_requests(tmp_path: Path) -> None:
     folder = copy_of_predictors(tmp_path)
     with own_rung(SCRIPT, "--models", str(folder)) as server:

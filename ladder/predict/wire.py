@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from fastapi import HTTPException, Query
@@ -15,13 +15,14 @@ from ladder.log import log_failure
 from ladder.predict.predictor import Outcome, Predictor, Rows, Task
 
 MAX_ROWS = 1000
+MAX_FEATURES = 1024
 MAX_NUMBER = 1e6
 """Far above any pixel or blood value. Larger numbers could overflow inside the layers."""
 
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]  # excludes NaN and 1e999, too
-Features = Annotated[list[Number], Field(min_length=1, max_length=1024), FailFast()]
+Features = Annotated[list[Number], Field(min_length=1, max_length=MAX_FEATURES), FailFast()]
 UserId = Annotated[str, Query(min_length=1, max_length=200)]
-VersionName = Annotated[str, Field(max_length=40, description="v1, v2, ..., latest or default")]
+VersionName = Annotated[str, Query(max_length=40, description="v1, v2, ..., latest or default")]
 
 
 class Strict(BaseModel):
@@ -38,6 +39,17 @@ class BatchInput(Strict):
     """Several rows, each as long as the model expects."""
 
     instances: Annotated[list[Features], Field(min_length=1, max_length=MAX_ROWS), FailFast()]
+    _rows: Rows | None = None
+
+    @classmethod
+    def of(cls, rows: Rows) -> Self:
+        """A batch of rows that have been checked already."""
+        batch = cls.model_construct()
+        batch._rows = rows
+        return batch
+
+    def to_rows(self, predictor: Predictor) -> Rows:
+        return to_rows(predictor, self.instances if self._rows is None else self._rows, "instances")
 
 
 QuestionId = Annotated[
@@ -162,7 +174,7 @@ class PredictionHealth(BaseModel):
     pid: int
 
 
-def to_rows(predictor: Predictor, instances: Sequence[Sequence[float]], field: str) -> Rows:
+def to_rows(predictor: Predictor, instances: Sequence[Sequence[float]] | Rows, field: str) -> Rows:
     """The rows as an array; `RequestError` if one is not as long as the model expects."""
     for number, row in enumerate(instances):
         if len(row) != predictor.features:
