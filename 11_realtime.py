@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request
+from fastapi import APIRouter, FastAPI, Header, Query
 from fastapi.sse import format_sse_event
 from starlette.websockets import WebSocket
 
@@ -49,7 +49,6 @@ from ladder.predict.monitor import Meter, Metered
 from ladder.predict.protocols import VersionsRung
 from ladder.predict.trainer import Trainer
 from ladder.web import websockets
-from ladder.web.guard import same_origin
 from ladder.web.http import EventStream
 from ladder.web.pages import describe
 from ladder.web.protocols import StreamingRung
@@ -68,11 +67,7 @@ class Config(PredictionConfig):
     max_unsent: int = option(64, "messages that wait for a client; with more it is evicted", whole_number(1))
     history: int = option(1000, "events that are kept for clients that reconnect", whole_number(1))
     max_trained: int = option(4, "trained versions that are kept; the oldest is unloaded", whole_number(1))
-    origins: str = option("", "further origins whose pages may connect, separated by commas")
     ping_seconds: float = option(websockets.PING_SECONDS, "silence before the server sends a ping", seconds)
-
-    def allows(self, connection: Request | WebSocket) -> bool:
-        return same_origin(connection, self.origins)
 
 
 class Connection:
@@ -126,8 +121,6 @@ class Manager:
         self.evicted = 0
 
     async def serve(self, socket: WebSocket, on_message: OnMessage) -> None:
-        if not self.config.allows(socket):
-            return await websockets.refuse(socket, 403, "this origin may not connect")
         if len(self.connections) >= self.config.max_connections:
             return await websockets.refuse(socket, 503, "too many connections")
         await socket.accept()
@@ -268,10 +261,8 @@ def create_app(engine: Engine) -> FastAPI:
         return EventStream(engine.log.follow(last_event_id), on_close=lambda: None)
 
     @router.post("/train/stream")
-    async def train(request: Request, epochs: Annotated[int, Query(ge=1, le=200)] = 20) -> EventStream:
+    async def train(epochs: Annotated[int, Query(ge=1, le=200)] = 20) -> EventStream:
         """Train a new version of the digits. The training ends early if the client disconnects."""
-        if not engine.config.allows(request):
-            raise HTTPException(403, "this origin may not train")
         return EventStream(rung_02.stream(engine.trainer.start(epochs)), on_close=engine.trainer.finish)
 
     app = rung_10.create_app(engine.predicting, describe(__file__, __doc__), "realtime")

@@ -11,7 +11,8 @@ memory per client. Or it reads chunks, but inside an `async def`, where every re
   resumes a download, causes no needless reads.
 - An upload is written to disk as it arrives, under a hidden name, and hashed on the way. When it is complete,
   one rename gives it its own name. If it is interrupted, its client can ask where to resume it.
-- Every other iterator of bytes, such as a table that is generated for export, streams in the same way.
+- Every other iterator of bytes streams in the same way. A table for export costs CPU time instead of waits
+  for the disk, so all exports share one thread of their own.
 
     disk           read ─┐                   read ─┐
     worker thread        └─ chunk ─┐               └─ chunk ─┐
@@ -50,15 +51,15 @@ from ladder import ROOT
 from ladder.cli import DemoOptions, ListenConfig, option, whole_number
 from ladder.files.bodies import INTERRUPTIONS, announced_size, limited_body
 from ladder.files.export import add_export
-from ladder.files.folder import Folder, InvalidName, OpenFile, Stored, check_name
+from ladder.files.folder import Folder, OpenFile, Stored
 from ladder.files.follow import add_log
 from ladder.files.forms import files_in_form
+from ladder.files.names import InvalidName, check_name
 from ladder.files.responses import add_file_error_handlers, add_listing, plan_response
 from ladder.files.uploads import GivenId, KnownId, Transfer, Transfers, add_progress
 from ladder.files.watchers import Watchers
 from ladder.lab.file_scenes import compare_files
 from ladder.lab.show import Show
-from ladder.web.guard import guard
 from ladder.web.http import Stream, portions
 from ladder.web.pages import add_page, describe
 from ladder.web.server import Lifecycle, serve, take_port
@@ -74,7 +75,6 @@ class Config(ListenConfig):
     max_upload_mib: int = option(2048, "MiB of the largest upload; larger ones get 413", whole_number(1))
     max_unfinished_mib: int = option(8192, "MiB of all unfinished uploads together", whole_number(1))
     keep_minutes: int = option(60, "minutes after which an interrupted upload is removed", whole_number(0))
-    hosts: str = option("", "further host names of this server, separated by commas")
     workers: int = option(16, "threads that wait for the disk", whole_number(1))
     slow_disk_ms: int = option(0, "simulate a slow disk: milliseconds added to each read", whole_number(0))
 
@@ -107,10 +107,11 @@ class PartialUpload:
         target = self.folder.path / name
         if target.is_dir():
             raise InvalidName("a folder has this name")
-        replaced = target.exists()
         os.fsync(self.content.fileno())
         self.content.close()
-        self.path.replace(target)
+        with self.folder.publishing:  # or two uploads of one name could both find that it is free
+            replaced = os.path.lexists(target)
+            self.path.replace(target)
         self.folder.release(self.size)
         return Stored(name, self.size, self.hash.hexdigest(), replaced)
 
@@ -132,7 +133,7 @@ class Engine(Lifecycle):
         self.uploads = Folder(config.uploads, create=True, space=2**20 * config.max_unfinished_mib)
         self.log = Path(config.log) if config.log else self.uploads.path / ".log"
         self.transfers = Transfers(self.uploads, 60 * config.keep_minutes, self.in_worker)
-        self.watchers = Watchers()
+        self.watchers, self.followers = Watchers(), Watchers()  # of uploads, of the log
         self.sending = self.receiving = 0
         self.threads = anyio.CapacityLimiter(config.workers)  # a disk that hangs blocks only these
 
@@ -140,11 +141,13 @@ class Engine(Lifecycle):
         """If cancelled, this waits until the work in flight ends. So a cleanup never runs beside it."""
         return await anyio.to_thread.run_sync(work, *arguments, limiter=self.threads)
 
-    async def iterate_in_worker(self, chunks: Iterator[bytes]) -> AsyncGenerator[memoryview]:
+    async def iterate_in_worker(
+        self, chunks: Iterator[bytes], threads: anyio.CapacityLimiter
+    ) -> AsyncGenerator[memoryview]:
         """The event loop is free while a worker makes the next chunk. An empty chunk is the end."""
         self.sending += 1
         try:
-            while chunk := await self.in_worker(next, chunks, b""):
+            while chunk := await anyio.to_thread.run_sync(next, chunks, b"", limiter=threads):
                 for portion in portions(chunk):
                     yield portion
         finally:
@@ -195,6 +198,7 @@ class Engine(Lifecycle):
 
     def stop(self) -> None:
         self.watchers.stop()
+        self.followers.stop()
         self.transfers.stop()
 
 
@@ -208,7 +212,7 @@ async def send_file(
         plan = plan_response(request, file, download)
         if plan.parts is None:
             return Response(**plan.head)
-        chunks = engine.iterate_in_worker(engine.read(file, plan.parts))
+        chunks = engine.iterate_in_worker(engine.read(file, plan.parts), engine.threads)
         return Stream(chunks, until_sent.pop_all().close, **plan.head)
 
 
@@ -217,7 +221,6 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(title=RUNG.title, redirect_slashes=False, lifespan=engine.transfers.sweeping)
     add_file_error_handlers(app)
     add_page(app, RUNG, "files")
-    guard(app, [engine.config.host, *engine.config.hosts.split(",")])
 
     @app.api_route("/stream-video/{filename}", methods=["GET", "HEAD"])
     async def stream_video(filename: str, request: Request) -> Response:
@@ -241,7 +244,7 @@ def create_app(engine: Engine) -> FastAPI:
         size = await engine.in_worker(engine.uploads.partial_size, id)
         return Response(headers={"Upload-Offset": str(size), "Upload-Complete": "?0"})
 
-    @app.put("/upload/{name:path}", status_code=201)
+    @app.put("/upload/{name:any_name}", status_code=201)
     async def upload(
         name: str, request: Request, id: GivenId = None, upload_offset: Annotated[int, Header(ge=0)] = 0
     ) -> Stored:
@@ -262,8 +265,8 @@ def create_app(engine: Engine) -> FastAPI:
     folders = {"videos": engine.videos, "models": engine.models, "uploads": engine.uploads}
     add_listing(app, folders, engine.max_upload, engine.in_worker)
     add_progress(app, engine.transfers, engine.watchers)
-    add_export(app, engine.chunk_size, engine.iterate_in_worker)
-    add_log(app, engine.log, engine.watchers)
+    add_export(app, engine.iterate_in_worker)
+    add_log(app, engine.log, engine.followers)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

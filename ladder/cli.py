@@ -54,6 +54,8 @@ class ListenConfig:
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(5000, "port to listen on; 0 takes a free one", whole_number(0, 65535))
+    hosts: str = option("", "further host names of this server, separated by commas")
+    origins: str = option("", "further origins whose pages may write, separated by commas")
 
     def subject(self) -> dict[str, str]:
         """What a demo's figures are about, besides the rungs."""

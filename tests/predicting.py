@@ -24,6 +24,7 @@ from ladder.predict.predictor import (
     read_index,
 )
 from ladder.web import websockets
+from ladder.web.server import NO_WEBSOCKETS
 from tests.support import Server, eventually, serving
 
 TRAIN, HELD_OUT = load_digits()
@@ -70,7 +71,7 @@ def engine_serving(rung: ModuleType, **flags: Any) -> Iterator[tuple[Any, Server
     """The rung's engine in this process, behind a real server that is ready."""
     engine = rung.Engine(rung.Config(**flags))
     pings = getattr(engine.config, "ping_seconds", None)
-    settings = websockets.settings(pings) if pings else None
+    settings = websockets.settings(pings) if pings else NO_WEBSOCKETS
     with serving(rung.create_app(engine), engine, settings) as server:
         with ThreadPoolExecutor(1) as apart:  # in a test of a page, this thread already has an event loop
             apart.submit(asyncio.run, until_ready(server)).result()

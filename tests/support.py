@@ -35,7 +35,7 @@ from ladder.lab.launch import RungProcess
 from ladder.llm.cache import KVCache
 from ladder.llm.decoder import Decoder
 from ladder.llm.loading import BUNDLED, Model
-from ladder.web.server import Lifecycle, ReadyServer, WebSocketSettings, listen
+from ladder.web.server import NO_WEBSOCKETS, Lifecycle, Listener, ReadyServer, WebSocketSettings, listen
 from ladder.web.sse import Event, EventParser
 
 ENGINE_TRACK = ("01", "09")
@@ -137,7 +137,7 @@ def make_request(prompt: str, **settings: Any) -> tuple[str, str, bytes, dict[st
 
 def raw_request(prompt: str, **settings: Any) -> bytes:
     method, path, body, headers = make_request(prompt, **settings)
-    lines = [f"{method} {path} HTTP/1.1", "host: ladder", f"content-length: {len(body)}"]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -269,11 +269,13 @@ def own_rung(script: str, *flags: str) -> Iterator[RungServer]:
 
 
 @contextmanager
-def serving(app: FastAPI, engine: Lifecycle, websockets: WebSocketSettings | None = None) -> Iterator[Server]:
+def serving(
+    app: FastAPI, engine: Lifecycle, websockets: WebSocketSettings = NO_WEBSOCKETS
+) -> Iterator[Server]:
     """An ASGI app behind a real uvicorn in this process, for engines that a test has modified."""
     listener = listen("127.0.0.1", 0)
     host, port = listener.getsockname()
-    server = ReadyServer(app, listener, engine, websockets)
+    server = ReadyServer(app, Listener(listener), engine, websockets)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

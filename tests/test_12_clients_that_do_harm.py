@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,12 @@ import psutil
 import pytest
 
 import ladder.files.folder
+from ladder.files.export import MAX_WAITING
 from ladder.files.forms import MAX_PARTS
 from ladder.files.uploads import Transfer
+from ladder.files.watchers import ALIVE
 from ladder.web.http import PORTION, Stream
+from tests.faults import fault
 from tests.support import Server, eventually, import_rung, serving
 from tests.test_12_file_streaming import (
     BOUNDARY,
@@ -78,7 +82,7 @@ def test_only_our_own_pages_can_write(own_folders: Path) -> None:
                 server.request("PUT", "/upload/evil.bin", b"evil", origin=origin),
             ):
                 assert (answer.status, answer.headers["connection"]) == (403, "close"), origin
-                assert answer.json() == {"detail": "this origin may not write"}
+                assert answer.json() == {"detail": "this origin may not write; allow it with --origins"}
         assert server.uploaded() == []
         assert server.request("PUT", "/upload/a.bin", b"a", origin=f"http://{ours}").status == 201
         assert server.request("POST", "/upload/stream", FILE_FORM, **FORM).status == 201  # as curl does
@@ -138,11 +142,12 @@ def make_large(folders: Path, size: int = 64 * MIB) -> None:
         file.truncate(size)
 
 
+@fault("A client never reads the file that it asked for", "its connection and its file are closed", "12")
 def test_the_connection_of_a_client_that_never_reads_is_ended(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "send_timeout", 0.05)
-    monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("ladder.web.server.STALL_SECONDS", 0.1)
     make_large(own_folders)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(b"GET /stream-video/large.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -185,7 +190,7 @@ def test_a_player_that_has_paused_for_too_long_resumes_with_a_range(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "send_timeout", 0.05)
-    monkeypatch.setattr("ladder.web.server.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("ladder.web.server.STALL_SECONDS", 0.1)
     large = own_folders / "videos" / "large.bin"
     large.write_bytes(os.urandom(MIB) * 32)
     with serving_from(own_folders) as server:
@@ -235,6 +240,32 @@ def test_too_many_open_files_are_a_503(own_folders: Path) -> None:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
         connection.request("GET", "/stream-video/clip.webm")
         assert connection.getresponse().read() == CONTENT
+        assert server.process.errors().splitlines() == ["a request was rejected: Too many open files"]
+
+
+@fault("A disk that is full", "507, one line in the log, and nothing is left of the upload", "12")
+def test_a_full_disk_is_a_507_and_one_line(own_folders: Path) -> None:
+    with started(own_folders) as server:
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        answer = server.request("PUT", "/upload/large.bin", CONTENT)
+        assert (answer.status, answer.json()) == (507, {"detail": "the disk is full"})
+        assert server.uploaded() == []
+        assert server.process.errors().splitlines() == ["a file was not stored: File too large"]
+
+
+@fault("An access log that cannot be written", "one line in the log; requests are served", "12")
+def test_a_log_that_cannot_be_written_is_one_line(own_folders: Path) -> None:
+    with started(own_folders, "--log", "/dev/full") as server:
+
+        async def errors() -> str:
+            for _ in range(3):
+                assert server.get("/stream-video/clip.webm").status == 200
+            return server.process.errors()
+
+        line = "lines of the access log are lost: [Errno 28] No space left on device\n"
+        assert asyncio.run(eventually(errors, bool)) == line
+        assert asyncio.run(errors()) == line
 
 
 # Uploads that are too large, stall or never end
@@ -256,15 +287,16 @@ def test_a_form_of_too_many_parts_is_refused(own_folders: Path) -> None:
 def test_a_form_that_stalls_between_its_files_is_ended(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr("ladder.web.connection.BODY_SECONDS", 0.1)
     with serving_from(own_folders) as server, closing(server.raw()) as connection:
         connection.sendall(FORM_HEAD + sent)
         answer = answer_on(connection)
         assert (answer.status, answer.headers["connection"]) == (408, "close")
 
 
+@fault("An upload stops arriving", "408; what has arrived is kept and can be resumed", "12")
 def test_an_upload_that_stalls_is_ended_and_kept(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 0.1)
+    monkeypatch.setattr("ladder.web.connection.BODY_SECONDS", 0.1)
     with serving_from(own_folders) as server:
         with closing(raw_upload(server, f"/upload/x.bin?id={ID}", b"half", size=8)) as connection:
             assert answer_on(connection).status == 408
@@ -293,7 +325,7 @@ def test_of_three_requests_for_one_upload_the_last_takes_over(
         write(partial, chunk)
 
     monkeypatch.setattr(rung.PartialUpload, "write", write_when_told)
-    monkeypatch.setattr("ladder.files.bodies.STALL_TIMEOUT", 3600)
+    monkeypatch.setattr("ladder.web.connection.BODY_SECONDS", 3600)
     interrupted = count_interrupts(monkeypatch)
     path = f"/upload/x.bin?id={ID}"
     with serving_from(own_folders) as server, ExitStack() as stack:
@@ -391,27 +423,109 @@ def test_uploads_that_no_client_resumes_are_removed_while_the_server_runs(
     assert (uploads / "x.bin").read_bytes() == b"halfrest"
 
 
+# Exports
+
+
+@fault("64 exports at once", "8 are made, the others get 503; files are sent without a delay", "12")
+def test_exports_take_no_thread_from_files(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = threading.Event()
+
+    def table(_rows: int, _size: int) -> Iterator[bytes]:
+        assert opened.wait(60)
+        yield b"table"
+
+    monkeypatch.setattr("ladder.files.export.csv_chunks", table)
+    with serving_from(own_folders, workers=1) as server, ExitStack() as stack:
+        clients = [begin_export(server, stack) for _ in range(64)]
+        statuses = [answer.status for answer in clients]
+        assert statuses == [200] * MAX_WAITING + [503] * (64 - MAX_WAITING)
+        assert clients[-1].headers["retry-after"] == "1"
+        assert server.request("GET", "/stream-video/clip.webm").body == CONTENT
+        clients[0].close()  # its client disconnects before anything is made for it
+        opened.set()
+        assert [answer.read() for answer in clients[1:MAX_WAITING]] == [b"table"] * (MAX_WAITING - 1)
+        opened.clear()
+        asyncio.run(server_is_idle(server))
+        statuses = [begin_export(server, stack).status for _ in range(MAX_WAITING + 1)]
+        assert statuses == [200] * MAX_WAITING + [503]  # all places are free again
+        opened.set()
+
+
+def begin_export(server: Server, stack: ExitStack) -> HTTPResponse:
+    client = stack.enter_context(closing(server.connect()))
+    client.request("GET", "/export.csv")
+    return client.getresponse()
+
+
+async def server_is_idle(server: Server) -> None:
+    await server.health_when(lambda health: health["sending"] == 0)
+
+
+@fault("Clients that read an export slowly", "they keep no other client from its export", "12")
+def test_an_export_that_waits_for_its_client_takes_no_place(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(_rows: int, _size: int) -> Iterator[bytes]:
+        while True:
+            yield bytes(MIB)
+
+    monkeypatch.setattr("ladder.files.export.csv_chunks", endless)
+    with serving_from(own_folders) as server, ExitStack() as stack:
+
+        async def admitted() -> int:
+            return begin_export(server, stack).status  # and nothing more is read
+
+        for _ in range(2 * MAX_WAITING):
+            asyncio.run(eventually(admitted, lambda status: status == 200))
+
+
 # Clients that watch
 
 
-def test_the_number_of_watchers_is_limited(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LOG, PROGRESS = "/logs/stream?last=0", f"/upload/{ID}/events"
+
+
+def watch(server: Server, path: str, stack: ExitStack) -> HTTPConnection:
+    watcher = stack.enter_context(closing(server.connect()))
+    watcher.request("GET", path)
+    return watcher
+
+
+@fault("64 idle followers of the log", "further followers get 503; progress of uploads is still sent", "12")
+@pytest.mark.parametrize(("full", "free"), [(LOG, PROGRESS), (PROGRESS, LOG)])
+def test_the_number_of_watchers_of_each_kind_is_limited(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, full: str, free: str
+) -> None:
     monkeypatch.setattr("ladder.files.watchers.MAX_WATCHERS", 2)
     with serving_from(own_folders) as server, ExitStack() as stack:
-        for path in ("/logs/stream", f"/upload/{ID}/events"):
-            watcher = stack.enter_context(closing(server.connect()))
-            watcher.request("GET", path)
-            assert watcher.getresponse().status == 200
-        for path in ("/logs/stream", f"/upload/{ID}/events"):
-            answer = server.request("GET", path)
-            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-        watcher.close()
+        watchers = [watch(server, full, stack) for _ in range(2)]
+        assert [one.getresponse().status for one in watchers] == [200, 200]
+        answer = server.request("GET", full)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert watch(server, free, stack).getresponse().status == 200
+        watchers[0].close()
 
         async def admitted() -> int:
-            with closing(server.connect()) as connection:
-                connection.request("GET", f"/upload/{ID}/events")
-                return connection.getresponse().status
+            with ExitStack() as asking:
+                return watch(server, full, asking).getresponse().status
 
         asyncio.run(eventually(admitted, lambda status: status == 200))
+
+
+@fault("Followers that never disconnect", "the oldest one makes room for a new client after a minute", "12")
+@pytest.mark.parametrize("path", [LOG, PROGRESS])
+def test_the_client_that_has_watched_longest_makes_room(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("ladder.files.watchers.MAX_WATCHERS", 2)
+    monkeypatch.setattr("ladder.files.watchers.SAFE_SECONDS", 0)
+    monkeypatch.setattr("ladder.files.watchers.KEEP_ALIVE_SECONDS", 0)
+    with serving_from(own_folders) as server, ExitStack() as stack:
+        oldest, newer, newest = [watch(server, path, stack).getresponse() for _ in range(3)]
+        assert [one.status for one in (oldest, newer, newest)] == [200, 200, 200]
+        assert oldest.read().endswith(b"\n\n")  # to the end, which is a complete event
+        assert newer.read(len(ALIVE))
+        assert newest.read(len(ALIVE))
 
 
 @pytest.mark.parametrize("path", ["/logs/stream?last=0", f"/upload/{ID}/events"])
@@ -424,6 +538,7 @@ def test_watchers_get_keep_alive_comments(
         assert watcher.getresponse().read(10) == b": alive\n\n:"
 
 
+@fault("The disk of the files hangs", "the log still streams", "12")
 def test_the_log_streams_while_the_disk_of_the_files_hangs(own_folders: Path) -> None:
     with (
         started(own_folders, "--slow-disk-ms", "3600000", "--workers", "1") as server,
@@ -462,3 +577,24 @@ def test_an_upload_is_done_once_it_is_renamed_even_if_its_client_asks_for_the_of
         opened.set()
         assert answer.result().headers["upload-complete"] == "?1"
         assert answer_on(connection).status == 201
+
+
+@fault("Two uploads of one name at once", "one of the two says that it replaced a file", "12")
+def test_of_two_uploads_that_end_at_once_one_replaces_the_other(
+    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, fsync = threading.Barrier(2), os.fsync
+
+    def fsync_together(descriptor: int) -> None:
+        both.wait(60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_together)
+    with serving_from(own_folders) as server, ThreadPoolExecutor(2) as clients:
+        contents = (b"one", b"two")
+        answers = list(clients.map(lambda content: server.request("PUT", "/upload/x.bin", content), contents))
+        assert [answer.status for answer in answers] == [201, 201]
+        replaced = [answer.json()["replaced"] for answer in answers]
+        assert sorted(replaced) == [False, True]
+    # The file that is left is the one that replaced the other.
+    assert (own_folders / "uploads" / "x.bin").read_bytes() == contents[replaced.index(True)]

@@ -15,6 +15,7 @@ import random
 import re
 import socket
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -32,11 +33,13 @@ from ladder.cli import DemoOptions, parse
 from ladder.errors import UserError
 from ladder.files.follow import BLOCK, Follower
 from ladder.files.forms import BrokenForm, files_in_form
+from ladder.files.names import InvalidName, check_name
 from ladder.files.ranges import Unsatisfiable, parse_ranges
 from ladder.files.responses import attachment
 from ladder.lab import file_scenes, naive_files
 from ladder.lab.launch import RungProcess
 from ladder.web.sse import Event, EventParser
+from tests.faults import fault
 from tests.support import Answer, Server, eventually, import_rung, one_line, run_rung
 
 SCRIPT = "12_file_streaming.py"
@@ -366,6 +369,90 @@ def test_no_upload_leaves_its_folder(own_folders: Path) -> None:
                 assert everything() == before, name
 
 
+@fault("File names that some system cannot store, or that look like others", "422 with the reason", "12")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\nb", "control characters"),
+        ("a\n", "control characters"),
+        ("CON", "must not be CON"),
+        ("nul.tar.gz", "must not be NUL"),
+        ("Com1 .txt", "must not be COM1"),
+        ("LPT¹", "must not be LPT¹"),
+        ("a?b", "must not contain ?"),
+        ("a*b", "must not contain *"),
+        ("a: b", "must not contain :"),
+        ('"', 'must not contain "'),
+        ("trail.", "end with a dot or a space"),
+        ("trail ", "end with a dot or a space"),
+        ("gnp\u202e.exe", "U+202E because it is invisible"),
+        ("a\u200bb", "U+200B"),
+        ("\ufeffa", "U+FEFF"),
+        ("a\u00adb", "U+00AD"),
+        ("a\u2028b", "U+2028"),
+        ("\u3164", "U+3164"),
+        ("a\u200d.txt", "U+200D"),
+        ("a\ufe0f.txt", "U+FE0F"),
+        ("\U000e0041", "U+E0041"),
+        ("\ufffd", "must be UTF-8"),
+        ("ы" * 101, "longer than 200 bytes"),
+    ],
+)
+def test_a_name_that_is_refused_is_refused_with_a_reason(server: FileServer, name: str, reason: str) -> None:
+    before = server.uploaded()
+    answers = [server.request("PUT", f"/upload/{quote(name)}", b"x")]
+    if not {'"', "\n"} & {*name}:  # in a form these end the name
+        body = form_part(name, b"x", first=True) + END
+        answers.append(server.request("POST", "/upload/stream", body, **FORM))
+    for answer in answers:
+        assert answer.status == 422
+        assert reason in answer.json()["detail"][0]["msg"]
+    assert server.uploaded() == before
+
+
+def test_a_name_that_is_not_utf_8_is_refused(server: FileServer) -> None:
+    before = server.uploaded()
+    for name in ("%ff", "a%ed%a0%80", "%c0%ae"):
+        answer = server.request("PUT", f"/upload/{name}", b"x")
+        assert (answer.status, answer.json()["detail"][0]["loc"]) == (422, ["path", "name"])
+        assert "must be UTF-8" in answer.json()["detail"][0]["msg"]
+    assert server.uploaded() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in UNICODE_NAMES if '"' not in name),
+        "console.txt", "COM", "COM10", "a.con", "CON-1", " leading space", "two  spaces",
+        "~$draft.docx", "%ff", "%00",
+        "نامه\u200cها.txt", "👩🏽\u200d🚀.png", "❤\ufe0f\u200d🔥.png", "1\ufe0f\u20e3.png",
+        "9.41\u202fAM.png",
+    ],
+)  # fmt: skip
+def test_a_name_that_every_system_can_have_is_accepted(server: FileServer, name: str) -> None:
+    path = quote(name, safe="")
+    assert server.request("PUT", f"/upload/{path}", name.encode()).json()["name"] == name
+    assert server.get(f"/uploads/{path}").body == name.encode()
+    (server.uploads / name).unlink()
+
+
+TRICKY = st.sampled_from([*'<>:"|?*/\\. \n\u200d\ufe0f\u202e\ufffd1', "CON", "nul", "COM1", "❤", "a"])
+
+
+@given(st.lists(TRICKY | st.characters(), max_size=6).map("".join))
+def test_an_accepted_name_has_none_of_the_known_faults(name: str) -> None:
+    try:
+        assert check_name(name) == name
+    except InvalidName:
+        return
+    assert not set(name) & {*'<>:"|?*/\\', *map(chr, range(32))}
+    assert name == name.rstrip(". ") == name.encode().decode()
+    assert not name.startswith(".")
+    assert not re.match(r"(con|prn|aux|nul|(com|lpt)\d) *(\.|$)", name, re.IGNORECASE)
+    assert not [one for one in name if unicodedata.category(one) == "Cf" and one not in "\u200c\u200d"]
+    assert not re.search(r"[a-zA-Z.][\u200c\u200d\ufe00-\ufe0f]", name)
+
+
 def test_a_link_in_the_folder_of_uploads_is_replaced_and_not_followed(own_folders: Path) -> None:
     with started(own_folders) as server:
         (server.uploads / "link.txt").symlink_to(own_folders / "secret.txt")
@@ -451,6 +538,7 @@ def test_memory_stays_flat_while_a_form_with_a_large_file_is_uploaded(own_folder
         assert server.status("VmHWM") - before < 30 * MIB
 
 
+@fault("The disk hangs for an hour", "/health answers, and the server stops in time", "12")
 def test_a_disk_that_hangs_stops_neither_health_nor_the_shutdown(own_folders: Path) -> None:
     with started(own_folders, "--slow-disk-ms", "3600000", "--workers", "8") as server:
         clients = [server.connect() for _ in range(8)]
@@ -851,9 +939,9 @@ def test_following_continues_when_the_log_of_the_server_is_rotated(own_folders: 
     with started(own_folders) as server, closing(server.connect()) as connection:
         connection.request("GET", "/logs/stream?last=0")
         events = read_events(connection)
-        for number in range(24):
-            server.raw_get(f"/{number}/{'x' * 50_000}")
-        assert all(f"GET /{number}/x" in next(events).data for number in range(24))
+        for number in range(80):
+            server.raw_get(f"/{number}/{'x' * 15_000}")
+        assert all(f"GET /{number}/x" in next(events).data for number in range(80))
         assert (own_folders / "uploads" / ".log.1").exists()
 
 

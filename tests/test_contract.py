@@ -17,6 +17,7 @@ import pytest
 from ladder.lab.client import Client, Measurement
 from ladder.llm.loading import Model
 from ladder.web.schema import MAX_BODY_BYTES, GenerateRequest
+from tests.faults import fault
 from tests.support import (
     PROMPTS,
     QUESTION,
@@ -424,6 +425,7 @@ def too_large() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+@fault("A body larger than 4 MiB", "413", "01–05")
 def test_a_body_that_is_too_large_is_a_413(server: RungServer, chunked: bool) -> None:
     answer = server.request("POST", "/generate", too_large() if chunked else b"".join(too_large()))
     assert answer.status == 413
@@ -542,6 +544,11 @@ async def disconnect_during(server: RungServer, stream: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
+@fault(
+    "A client disconnects, with or without streaming",
+    "its request stops",
+    "02–05",
+)
 def test_a_disconnect_stops_the_request(endless_server: RungServer, stream: bool) -> None:
     spent = asyncio.run(disconnect_during(endless_server, stream))
     assert 0 < spent["steps"] < LONG
@@ -582,6 +589,7 @@ async def disconnect_many(server: RungServer, number: int, at_a_time: int, seed:
         await asyncio.gather(*(disconnect(server, chance) for _ in range(at_a_time)))
 
 
+@fault("200 clients disconnect at random moments", "no request and no thread is left", "02–05")
 def test_two_hundred_disconnects_leak_nothing(endless_server: RungServer) -> None:
     assert_nothing_runs(endless_server)  # threads that start at the first request run now
     before, threads = endless_server.idle(), endless_server.threads()
@@ -618,6 +626,7 @@ def exchange(server: RungServer, data: bytes, half_close: bool = False) -> bytes
         b"\r\n" * 100 + b"\0" * 100 + b"\r\n\r\n",
     ],
 )
+@fault("Bytes that are no HTTP", "400, and the next client is served", "01–05")
 def test_invalid_http_gets_an_error_and_crashes_nothing(server: RungServer, garbage: bytes) -> None:
     logged = server.process.errors()
     answer = exchange(server, garbage, half_close=True)
@@ -629,7 +638,7 @@ def test_invalid_http_gets_an_error_and_crashes_nothing(server: RungServer, garb
 def test_pipelined_requests_get_their_responses_in_order(server: RungServer) -> None:
     """The client sends the second request before it gets the first response."""
     first = raw_request(QUESTION, **GREEDY)
-    last = b"GET /health HTTP/1.1\r\nhost: ladder\r\nconnection: close\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     received = exchange(server, first + last)
     generated = received.find(b'"finish_reason"')
     health = received.find(b'"rung"')
@@ -637,6 +646,7 @@ def test_pipelined_requests_get_their_responses_in_order(server: RungServer) -> 
     assert 0 < generated < health
 
 
+@fault("A client reads a few bytes at a time", "its stream is complete", "02–05")
 def test_a_stream_that_is_read_slowly_is_complete(streaming_server: RungServer) -> None:
     """The client reads a few bytes at a time, after the generation has ended. No buffer loses data."""
     request = raw_request(STORY, **GREEDY, stream=True).replace(b"host:", b"connection: close\r\nhost:")

@@ -1,27 +1,24 @@
-"""The body of an upload as it arrives: how large it may be, and how long its client may send nothing."""
+"""The body of an upload as it arrives: how large it may be, and what interrupts it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 
-import anyio
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
-STALL_TIMEOUT = 60.0
-"""Seconds without a byte after which an upload counts as interrupted."""
-
 
 class UploadInterrupted(HTTPException):
-    """No more bytes arrive, or another request has taken the upload over."""
+    """Another request has taken the upload over."""
 
     def __init__(self) -> None:
         super().__init__(408, "the upload was interrupted")
 
 
 INTERRUPTIONS = (ClientDisconnect, UploadInterrupted, asyncio.CancelledError)
-"""What ends a request without a fault of the upload: its client may resume it."""
+"""What ends a request without a fault of the upload: its client may resume it. A client that stops sending is
+disconnected by the server."""
 
 
 def announced_size(request: Request, offset: int = 0) -> int | None:
@@ -31,7 +28,7 @@ def announced_size(request: Request, offset: int = 0) -> int | None:
 
 
 def limited_body(request: Request, limit: int, offset: int = 0) -> AsyncGenerator[bytes]:
-    """What a client sends, up to the limit, until it sends nothing for too long.
+    """What a client sends, up to the limit.
 
     A request that announces too much is refused before any of its body is read.
     """
@@ -41,8 +38,7 @@ def limited_body(request: Request, limit: int, offset: int = 0) -> AsyncGenerato
 
     async def chunks() -> AsyncGenerator[bytes]:
         size = offset
-        body = request.stream()
-        while (chunk := await before_timeout(anext(body, None))) is not None:
+        async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
                 raise too_large
@@ -50,11 +46,3 @@ def limited_body(request: Request, limit: int, offset: int = 0) -> AsyncGenerato
                 yield chunk
 
     return chunks()
-
-
-async def before_timeout(chunk: Awaitable[bytes | None]) -> bytes | None:
-    try:
-        with anyio.fail_after(STALL_TIMEOUT):
-            return await chunk
-    except TimeoutError:
-        raise UploadInterrupted from None

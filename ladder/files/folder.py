@@ -13,7 +13,6 @@ import os
 import stat
 import threading
 import time
-import unicodedata
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,9 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from ladder.errors import UserError
-
-MAX_NAME_BYTES = 200
-"""Less than the 255 that file systems allow, because partial files have longer names."""
+from ladder.files.names import InvalidName, check_readable
 
 PARTIAL = ".part"
 
@@ -52,36 +49,11 @@ class NoSuchFile(Exception):
     """The folder has no file of this name that a client may read."""
 
 
-class InvalidName(ValueError):
-    """A name that no file in the folder can have."""
-
-
 class NoSpace(Exception):
     """Unfinished uploads use all the space that they may use."""
 
     def __init__(self) -> None:
         super().__init__("unfinished uploads use all the space reserved for them; try again later")
-
-
-def check_readable(name: str) -> str:
-    """Check a name by which a client asks for a file."""
-    if not name or name.startswith("."):
-        raise InvalidName("a name must not be empty or begin with a dot")
-    # A slash leads to another folder, and so does a backslash on Windows. Surrogates (Cs) stand for bytes
-    # that are not UTF-8.
-    if any(character in "/\\" or unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise InvalidName("a name must not contain slashes, backslashes or control characters")
-    return name
-
-
-def check_name(name: str) -> str:
-    """Check a name that a client gives to a file: it must be readable, and allowed by every file system."""
-    check_readable(name)
-    if ":" in name:
-        raise InvalidName("a name must not contain colons")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidName(f"a name must not be longer than {MAX_NAME_BYTES} bytes")
-    return name
 
 
 class WrongOffset(ValueError):
@@ -145,6 +117,8 @@ class Folder:
             raise UserError(f"there is no folder {path}; name one that exists")
         self._free = space - sum(map(self.partial_size, self.unfinished()))
         self._counting = threading.Lock()
+        self.publishing = threading.Lock()
+        """Held while a complete upload gets its name: between the look at the name and the rename."""
 
     def open(self, name: str) -> OpenFile:
         try:

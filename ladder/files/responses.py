@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,19 +16,11 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from werkzeug.http import http_date, parse_date, parse_etags
 
-from ladder.files.folder import (
-    Folder,
-    InvalidName,
-    InWorker,
-    Listed,
-    NoSpace,
-    NoSuchFile,
-    OpenFile,
-    WrongOffset,
-)
+from ladder.files.folder import Folder, InWorker, Listed, NoSpace, NoSuchFile, OpenFile, WrongOffset
 from ladder.files.forms import BrokenForm
+from ladder.files.names import InvalidName
 from ladder.files.ranges import Unsatisfiable, content_range, multipart, parse_ranges
-from ladder.log import log_failure
+from ladder.log import log_failure, logger
 from ladder.web.http import CLIENT_CLOSED_REQUEST, add_error_handlers, unprocessable
 
 FILE_HEADERS = {
@@ -149,9 +142,12 @@ def add_file_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     async def disk_failed(_: Request, error: OSError) -> JSONResponse:
-        log_failure(error)
+        # A client can fill the disk and open many files: that is one line, without a traceback.
         if error.errno in DISK_FULL:
+            logger.warning("a file was not stored: %s", os.strerror(error.errno))
             return JSONResponse({"detail": "the disk is full"}, 507)
         if error.errno in TOO_MANY_OPEN:
+            logger.warning("a request was rejected: %s", os.strerror(error.errno))
             return JSONResponse({"detail": "too many files are open"}, 503, {"Retry-After": "1"})
+        log_failure(error)
         return JSONResponse({"detail": "the disk failed"}, 500)

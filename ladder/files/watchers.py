@@ -12,6 +12,11 @@ from ladder.errors import Unavailable
 from ladder.web.http import EventStream
 
 MAX_WATCHERS = 64
+"""Of each kind: clients that follow the log take no place from clients that watch uploads."""
+
+SAFE_SECONDS = 60.0
+"""How long a client may watch in any case. After that, its stream ends if a new client needs its place."""
+
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies close a connection that is silent for too long, usually after a minute."""
 
@@ -24,9 +29,16 @@ class TooManyWatchers(Unavailable):
 
 
 class Watchers:
+    """The clients that watch one kind of thing.
+
+    A client may watch for as long as it likes, even if nothing happens. So that idle clients cannot keep all
+    places for ever, the one that has watched longest makes room for a new one. A browser then connects again
+    by itself.
+    """
+
     def __init__(self) -> None:
-        self.number = 0
-        self.stopping = False
+        self._started: dict[AsyncGenerator[bytes], float] = {}  # the oldest is first
+        self._stopping = False
 
     def stream(
         self, polls: AsyncGenerator[bytes], on_close: Callable[[], None] = lambda: None
@@ -35,26 +47,33 @@ class Watchers:
 
         `on_close` is called in any case, even if this client is one too many.
         """
-        if self.number >= MAX_WATCHERS:
+        if len(self._started) >= MAX_WATCHERS and not self._end_oldest():
             on_close()
             raise TooManyWatchers
 
         def stop_watching() -> None:
-            self.number -= 1
+            self._started.pop(polls, None)
             on_close()
 
-        self.number += 1
+        self._started[polls] = time.monotonic()
         return EventStream(self._events(polls), stop_watching)
+
+    def _end_oldest(self) -> bool:
+        oldest = next(iter(self._started))
+        if time.monotonic() - self._started[oldest] < SAFE_SECONDS:
+            return False
+        del self._started[oldest]  # its stream ends after its next poll
+        return True
 
     async def _events(self, polls: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         last_sent = time.monotonic()
         async with aclosing(polls):
             async for events in polls:
-                if self.stopping:
+                if self._stopping or polls not in self._started:
                     return
                 if events or time.monotonic() - last_sent >= KEEP_ALIVE_SECONDS:
                     yield events or ALIVE
                     last_sent = time.monotonic()
 
     def stop(self) -> None:
-        self.stopping = True
+        self._stopping = True

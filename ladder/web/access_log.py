@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import time
 from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -12,6 +13,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ladder.errors import UserError
+from ladder.log import logger
 
 MAX_LOG_BYTES = 2**20
 """A longer log is renamed, and a new file begins. Only the last renamed file is kept."""
@@ -28,13 +30,34 @@ class DroppingHandler(QueueHandler):
             self.queue.put_nowait(record)
 
 
+class LogFile(RotatingFileHandler):
+    """Reports in one line when lines cannot be written, for example because the disk is full.
+
+    The standard library would write a traceback for each line.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
+        self._failed = self._reported = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        self._reported = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is the library's
+        self._failed = True
+        if not self._reported:
+            logger.warning("lines of the access log are lost: %s", sys.exception())
+
+
 class AccessLog:
     def __init__(self, file: Path) -> None:
         self.logger = logging.Logger("access", logging.INFO)
         lines: queue.Queue[logging.LogRecord] = queue.Queue(10_000)
         self.logger.addHandler(DroppingHandler(lines))
         try:
-            to_file = RotatingFileHandler(file, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
+            to_file = LogFile(file)
         except OSError as error:
             raise UserError(f"cannot write the log {file}: {error.strerror}; name another --log") from error
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -2,71 +2,119 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Collection
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ladder.web.connection import LINGER_SECONDS
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
-
-def guard(app: FastAPI, hosts: Collection[str]) -> None:
-    """Accept only requests that are meant for this server. `hosts` are the names that it may have."""
-    app.add_middleware(Guard, hosts=hosts)
-    app.add_middleware(CloseUnread)
+Refusal = tuple[int, str]
 
 
-class Guard:
+@dataclass(frozen=True)
+class Trusted:
     """Checks two headers that no web page can forge: Host, the server's name, and Origin, the page's address.
 
     A browser sends requests for every page that it shows, also to servers on its own machine. The owner of a
     domain can point it to this machine, and a page of that domain could then read everything here. So the
-    only names that are accepted are localhost and `hosts`. And every page may send a form to every server. So
-    a request that writes must come from a page of this server, or have no origin: then no browser sent it.
-
-    This is plain ASGI: FastAPI's own kind of middleware hides from the app that a client disconnects.
+    only names that are accepted are localhost, addresses and `hosts`. And every page may send a form to every
+    server, or open a WebSocket. So a request that writes must come from a page of this server or of one of
+    `origins`, or have no origin: then no browser sent it.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
-        self.app = app
-        self.hosts = {host.strip().lower() for host in hosts} - {""}
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: ASGIApp = self.app
-        if scope["type"] == "http":
-            request = HTTPConnection(scope)
-            if not self.has_known_host(request):
-                detail = "unknown host name; allow it with --hosts"
-                response = JSONResponse({"detail": detail}, 421)
-            elif scope["method"] not in SAFE_METHODS and not self.has_own_origin(request):
-                response = JSONResponse({"detail": "this origin may not write"}, 403)
-        await response(scope, receive, send)
+    def refusal(self, headers: Mapping[str, str], writes: bool) -> Refusal | None:
+        """Status and reason, or None for a request that is accepted."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not self.is_known(host):  # HTTP/1.0 has none, and browsers do not use it
+            return 421, "unknown host name; allow it with --hosts"
+        # The host is known to be ours, so a page with the same name is ours too.
+        own = (f"http://{host}", f"https://{host}")
+        if writes and origin is not None and origin not in own and origin not in self.origins:
+            return 403, "this origin may not write; allow it with --origins"
+        return None
 
-    def has_known_host(self, request: HTTPConnection) -> bool:
-        host = request.headers.get("host")
-        if host is None:  # HTTP/1.0, which browsers do not use
-            return True
+    def is_known(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
         return name in self.hosts or is_local_or_address(name)
 
-    def has_own_origin(self, request: HTTPConnection) -> bool:
-        """Called when Host is known to be ours, so a page with the same name is ours too."""
-        host = request.headers.get("host", "")
-        return same_origin(request, f"http://{host}, https://{host}")
+
+def trusted(hosts: Iterable[str], origins: Iterable[str]) -> Trusted:
+    return Trusted(
+        frozenset(one.strip().lower() for one in hosts if one.strip()),
+        frozenset(one.strip().rstrip("/") for one in origins if one.strip()),
+    )
+
+
+def is_local_or_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+class Guard:
+    """Accepts only requests that are meant for this server.
+
+    This is plain ASGI: FastAPI's own kind of middleware hides from the app that a client disconnects.
+    """
+
+    def __init__(self, app: ASGIApp, trusted: Trusted) -> None:
+        self.app = app
+        self.trusted = trusted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = self.app
+        if scope["type"] in ("http", "websocket"):
+            writes = scope.get("method") not in SAFE_METHODS  # a WebSocket has no method
+            if refusal := self.trusted.refusal(Headers(scope=scope), writes):
+                status, reason = refusal
+                response = JSONResponse({"detail": reason}, status)
+        await response(scope, receive, send)
+
+
+def guard_wsgi(app: WSGIApplication, trusted: Trusted) -> WSGIApplication:
+    """The same for rung 01, whose server speaks WSGI."""
+
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        names = {"host": "HTTP_HOST", "origin": "HTTP_ORIGIN"}
+        headers = {name: str(environ[key]) for name, key in names.items() if key in environ}
+        refusal = trusted.refusal(headers, environ["REQUEST_METHOD"] not in SAFE_METHODS)
+        if refusal is None:
+            return app(environ, start_response)
+        status, reason = refusal
+        start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Type", "application/json")])
+        return [json.dumps({"detail": reason}).encode()]
+
+    return guarded
 
 
 class CloseUnread:
     """Closes the connection after a response that was sent before the whole request was read.
 
-    Otherwise a client that is refused would keep sending, and the server would keep discarding its bytes.
+    Otherwise a client that is refused would keep sending, and the server would keep discarding its bytes. It
+    discards them for a moment: if it closed at once, the response could be lost on its way.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -87,35 +135,22 @@ class CloseUnread:
         async def respond(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Connection"] = "close"
+            if unread and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await discard(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
         await self.app(scope, read, respond)
 
 
+async def discard(receive: Receive) -> None:
+    """Read until the end of the body, or for as long as the server lingers."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+
+
 def has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-
-
-def same_origin(connection: HTTPConnection, allowed: str) -> bool:
-    """Whether the page that opens this connection is one of ours.
-
-    Browsers let every page open WebSockets to every server, and only tell the server the page's origin. Other
-    clients send no origin. The owner of a domain can point it to this machine, so the only name that is
-    trusted is localhost. Other origins must be in `allowed`, a list separated by commas.
-    """
-    origin = connection.headers.get("origin")
-    if origin is None or origin in (one.strip() for one in allowed.split(",") if one.strip()):
-        return True
-    try:
-        parts = urlsplit(origin)
-    except ValueError:  # not an address, such as http://[
-        return False
-    return parts.netloc == connection.headers.get("host") and is_local_or_address(parts.hostname or "")
-
-
-def is_local_or_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return True

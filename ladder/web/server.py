@@ -10,9 +10,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,6 +24,14 @@ from waitress.server import create_server
 
 from ladder.cli import ListenConfig, ServerConfig
 from ladder.errors import UserError
+from ladder.web.connection import (
+    KEEP_ALIVE_SECONDS,
+    MAX_HEAD_BYTES,
+    RESERVED_FILES,
+    HttpConnection,
+    file_limit,
+)
+from ladder.web.guard import CloseUnread, Guard, Trusted, guard_wsgi, trusted
 
 if TYPE_CHECKING:
     from ladder.llm.loading import Model
@@ -32,21 +42,33 @@ GRACE_SECONDS = 3
 UNSENT_BYTES = 128 * 1024
 
 TICKS_PER_SECOND = 10
-LINGER_SECONDS = 30
+STALL_SECONDS = 30
 """How long a connection that is being closed may stay open while its client reads nothing."""
 
 
-def prepare(config: ServerConfig) -> tuple[Model, socket.socket]:
+NONE_FURTHER = Trusted()
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where a server accepts connections, and which requests are meant for it."""
+
+    socket: socket.socket
+    trusted: Trusted = NONE_FURTHER
+
+
+def prepare(config: ServerConfig) -> tuple[Model, Listener]:
     """Take the port first, so that a busy one is reported at once; then load the model."""
     listener = take_port(config)
     with Console(stderr=True).status(f"loading {config.model}"):
         return load(config), listener
 
 
-def take_port(config: ListenConfig) -> socket.socket:
+def take_port(config: ListenConfig) -> Listener:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    return listen(config.host, config.port)
+    hosts, origins = config.hosts.split(","), config.origins.split(",")
+    return Listener(listen(config.host, config.port), trusted([config.host, *hosts], origins))
 
 
 def load(config: ServerConfig) -> Model:
@@ -122,11 +144,14 @@ class Lifecycle:
 class WebSocketSettings(TypedDict, total=False):
     """What uvicorn needs to know of WebSockets; `ladder.web.websockets` has the settings of rung 11."""
 
-    ws: type[asyncio.Protocol]
+    ws: type[asyncio.Protocol] | Literal["none"]
     ws_max_size: int
     ws_ping_interval: float
     ws_ping_timeout: float
     ws_per_message_deflate: bool
+
+
+NO_WEBSOCKETS: WebSocketSettings = {"ws": "none"}
 
 
 class ReadyServer(uvicorn.Server):
@@ -135,16 +160,18 @@ class ReadyServer(uvicorn.Server):
     def __init__(
         self,
         app: FastAPI,
-        listener: socket.socket,
+        listener: Listener,
         engine: Lifecycle,
-        websockets: WebSocketSettings | None = None,
+        websockets: WebSocketSettings = NO_WEBSOCKETS,
     ) -> None:
         settings = uvicorn.Config(
-            app,
+            CloseUnread(Guard(app, listener.trusted)),
+            http=HttpConnection,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            **(websockets or {}),
+            **websockets,
         )
         super().__init__(settings)
         self._listener = listener
@@ -160,15 +187,23 @@ class ReadyServer(uvicorn.Server):
             await self.shutdown(sockets)
             raise
         freeze_loaded_objects()
-        announce(self._listener)
+        announce(self._listener.socket)
 
     async def start_engine(self) -> None:
         await self._engine.start()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % (TICKS_PER_SECOND * LINGER_SECONDS) == 0:
+        if counter % TICKS_PER_SECOND == 0:
+            self._check_connections()
+        if counter % (TICKS_PER_SECOND * STALL_SECONDS) == 0:
             self._abort_stalled_connections()
         return await super().on_tick(counter)
+
+    def _check_connections(self) -> None:
+        now = time.monotonic()
+        for connection in self.server_state.connections.copy():
+            if isinstance(connection, HttpConnection):
+                connection.check(now)
 
     def _abort_stalled_connections(self) -> None:
         """Abort connections that are being closed and whose client reads nothing.
@@ -205,24 +240,31 @@ class ProcessServer(ReadyServer):
 
 def serve(
     app: FastAPI,
-    listener: socket.socket,
+    listener: Listener,
     engine: Lifecycle,
-    websockets: WebSocketSettings | None = None,
+    websockets: WebSocketSettings = NO_WEBSOCKETS,
 ) -> NoReturn:
     """Serve until Ctrl-C or SIGTERM; open streams get their last event before the process ends."""
-    ProcessServer(app, listener, engine, websockets).run(sockets=[listener])
+    ProcessServer(app, listener, engine, websockets).run(sockets=[listener.socket])
     leave()
 
 
-def serve_wsgi(app: Flask, listener: socket.socket, workers: int) -> NoReturn:
+def serve_wsgi(app: Flask, listener: Listener, workers: int) -> NoReturn:
     """Serve with so many worker threads until Ctrl-C or SIGTERM, which end requests in flight by force."""
     # Waitress logs every request that has to wait for a worker; in rung 01 that is the lesson.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    # By default waitress stops accepting at 100 connections: /health would not even be queued.
     server = create_server(
-        app, sockets=[listener], threads=workers, connection_limit=10_000, asyncore_use_poll=True
+        guard_wsgi(app.wsgi_app, listener.trusted),
+        sockets=[listener.socket],
+        threads=workers,
+        max_request_header_size=MAX_HEAD_BYTES,
+        # By default waitress stops accepting at 100 connections: /health would not even be queued.
+        connection_limit=int(min(10_000, file_limit() - RESERVED_FILES)),
+        channel_timeout=KEEP_ALIVE_SECONDS,
+        cleanup_interval=1,
+        asyncore_use_poll=True,
     )
-    announce(listener)
+    announce(listener.socket)
     server.run()
     leave()
 

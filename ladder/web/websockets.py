@@ -11,8 +11,9 @@ from typing import Any, cast
 
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from uvicorn._types import ASGIReceiveEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
 
 from ladder.log import log_failure
 from ladder.web.server import WebSocketSettings
@@ -33,6 +34,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     Closing a transport first sends what is in its buffer, so a client that never reads would keep its
     connection open for ever. Uvicorn also answers pings when the buffer is full. So this class reads from a
     client only while the client reads, and only while its messages are handled.
+
+    And what a client does wrong is answered, but not logged: uvicorn takes some of it for errors of the app.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -50,13 +53,41 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().run_asgi()
         self.loop.call_later(CLOSE_SECONDS if self.writable.is_set() else 0, self.transport.abort)
 
+    def shutdown(self) -> None:
+        if not self.transport.is_closing():  # the client has been sent a close already
+            super().shutdown()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        self.handshake_complete |= self.close_sent  # it may have been refused
+
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
+        self.disconnected = True
         self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def handle_parser_exception(self) -> None:
+        """Close the connection of a client that breaks the protocol."""
+        self.disconnected = True  # for the app, whose answers may still be on their way
+        if self.conn.close_sent is None:  # the client did not wait for the response to its handshake
+            self.transport.abort()
+        else:
+            super().handle_parser_exception()
+
+    def send_receive_event_to_app(self) -> None:
+        text = self.curr_msg_data_type == "text" and not self.close_sent
+        if text and not is_utf8(b"".join(self.frames)):
+            self.conn.fail(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
     def data_received(self, data: bytes) -> None:
         self.unread += data
         self.read_on()
+        if self.conn.handshake_exc and not self.handshake_initiated:  # refused by the parser, and not sent
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await super().receive()
@@ -79,6 +110,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def wants_more(self) -> bool:
         """Uvicorn sets `read_paused` while a message waits to be handled."""
         return not (self.read_paused or self.transport.is_closing()) and self.writable.is_set()
+
+
+def is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def settings(ping_seconds: float) -> WebSocketSettings:
