@@ -21,6 +21,7 @@ from ladder.lab.client import Client, Measurement
 from ladder.llm.loading import Model, load_model
 from ladder.web.http import EventStream
 from ladder.web.schema import GenerateRequest
+from tests.faults import fault
 from tests.support import (
     QUESTION,
     STORY,
@@ -157,6 +158,7 @@ def test_a_disconnect_before_the_first_step_costs_at_most_one_step(endless_model
 
 
 @pytest.mark.parametrize("events", [1, 5])
+@fault("A client stops reading its stream", "its request is aborted, and one line is logged", "02")
 def test_a_stalled_client_is_aborted_and_its_state_freed(
     endless_model: Model, monkeypatch: pytest.MonkeyPatch, events: int
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_timeout_of_the_producer_is_not_treated_as_a_stalled_client(
     assert caplog.messages == []
 
 
+@fault("A client stops reading while others stream", "the others get their tokens", "02")
 def test_a_stalled_client_does_not_block_other_requests(endless_model: Model) -> None:
     engine = engine_over(endless_model, Passes())
 
@@ -242,6 +245,11 @@ def still_serves(server: Server) -> None:
     assert server.generate(QUESTION, max_tokens=2).status == 200
 
 
+@fault(
+    "The model fails for one of several streams",
+    "that stream ends with an error event, the others go on",
+    "02",
+)
 def test_only_the_failing_request_gets_an_error(endless_model: Model) -> None:
     engine = engine_over(endless_model, Passes(fail_at=40))
     greedy: dict[str, Any] = {"prompt": STORY, "temperature": 0, "max_tokens": 30}
@@ -312,6 +320,11 @@ def test_a_stopped_engine_rejects_new_requests(endless_model: Model) -> None:
     assert passes.kinds == []
 
 
+@fault(
+    "The server stops while requests are in flight",
+    "each gets an error, and the process ends with status 0",
+    "02",
+)
 def test_at_shutdown_open_requests_get_an_error(endless: Path) -> None:
     async def stop_while_open() -> tuple[list[Measurement], int]:
         with own_rung(SCRIPT, "--model", str(endless)) as server:

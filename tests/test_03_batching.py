@@ -11,6 +11,7 @@ from ladder.lab.client import Client
 from ladder.llm.loading import Model
 from ladder.web.schema import GenerateRequest
 from ladder.web.sequence import Sequence
+from tests.faults import fault
 from tests.support import QUESTION, STORY, Passes, RungServer, import_rung, own_rung, serving, watched
 
 SCRIPT = "03_batching.py"
@@ -72,6 +73,7 @@ def test_a_disconnect_of_the_longest_request_ends_the_batch_early() -> None:
 
 
 @pytest.mark.parametrize("script", ["03_batching.py", "04_continuous_batching.py", "05_async_scheduling.py"])
+@fault("More requests than the queue holds", "503 with Retry-After at once; open streams go on", "03–05")
 def test_a_full_queue_rejects_immediately_and_open_streams_continue(script: str, endless: Any) -> None:
     flags = ("--max-batch", "1", "--max-queue", "1", "--model", str(endless))
     with own_rung(script, *flags) as server:
@@ -96,6 +98,8 @@ def test_a_full_queue_rejects_immediately_and_open_streams_continue(script: str,
                     assert refused.status == 503
                     assert int(refused.headers["retry-after"]) >= 1
                     assert refused.json()["error"]["type"] == "QueueFull"
+                # It is refused before anything looks at its prompt, which by itself would be a 422.
+                assert (await asyncio.to_thread(server.generate, STORY * 10_000)).status == 503
                 assert server.health()["status"] == "ok"
                 answered.set()  # the running stream must get another token before it is cancelled
                 await asyncio.gather(running, return_exceptions=True)

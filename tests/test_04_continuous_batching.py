@@ -18,6 +18,7 @@ from ladder.errors import UserError
 from ladder.lab.client import Client
 from ladder.llm.loading import Model
 from ladder.llm.sampling import SamplingSettings, sample
+from tests.faults import fault
 from tests.support import (
     PROMPTS,
     QUESTION,
@@ -186,6 +187,7 @@ def test_joins_aborts_chunks_and_new_slot_sizes_do_not_change_tokens(
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
+@fault("A pass fails because of one request in the batch", "only that request gets an error", "04")
 def test_only_the_failing_request_gets_an_error(bundled: Model, oracle: Oracle, kind: str) -> None:
     poisoned: list[int] = []
 
@@ -318,6 +320,7 @@ def test_health_shows_the_slots(batching_server: RungServer) -> None:
     batching_server.idle()
 
 
+@fault("500 requests are cancelled", "no slot and no memory is left occupied", "04–05")
 def test_five_hundred_cancelled_requests_leak_nothing(batching_server: RungServer) -> None:
     async def connect_and_disconnect(number: int) -> None:
         async with Client(batching_server.url) as client:
@@ -377,6 +380,7 @@ def test_a_pass_that_fails_after_writing_to_the_cache_is_repeated(
         assert tokens[one.id] == oracle.generate(one.prompt_ids, one.max_tokens)
 
 
+@fault("The scheduler itself fails", "all requests get an error, and the next is served", "04")
 def test_a_scheduler_error_fails_all_requests_but_not_the_server(bundled: Model) -> None:
     """Requests in flight get the error; the next request is served."""
     engine = rung.Engine(bundled, EngineConfig())

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from ladder import ROOT
+from tests import faults
 from tests.documents import DOCUMENTS, Command, commands_in, commands_in_prose, is_python, program
 
 TEXTS = {str(file.relative_to(ROOT)): file.read_text() for file in DOCUMENTS}
@@ -113,3 +114,9 @@ def test_a_broken_link_is_detected() -> None:
     text += " [e](README.md#none) [f](https://example.org/x#y) `[g](code)` [h](README.md#the-ladder)"
     wrong = [link for link in links_in(text) if is_broken(link, "README.md")]
     assert wrong == ["ladder/none.py", "none.png", "no.svg", "no.png", "#none", "README.md#none"]
+
+
+def test_the_table_of_faults_is_that_of_the_tests() -> None:
+    """`python -m tests.faults` writes it."""
+    assert faults.TABLE.read_text() == faults.written()
+    assert len(faults.all_faults()) > 40
