@@ -131,7 +131,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
-            self.refuse(414, f"the address of a request may have {MAX_URL_BYTES} bytes")
+            self.refuse(414, f"the address of a request may have at most {MAX_URL_BYTES} bytes")
             raise TooLarge
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -141,7 +141,7 @@ class HttpConnection(HttpToolsProtocol):
             raise TooLarge
 
     def refuse_head(self) -> None:
-        self.refuse(431, f"the head of a request may have {MAX_HEADERS} lines and {MAX_HEAD_BYTES} bytes")
+        self.refuse(431, f"a head may have at most {MAX_HEADERS} lines and {MAX_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         self.fruitless, self.head_complete, self.waiting_since = 0, True, None
