@@ -22,6 +22,9 @@ SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 Open = Callable[..., Page]
 Ready = Callable[[Page], None]
 
+FEWER_FRAMES = "window.requestAnimationFrame = draw => setTimeout(() => draw(performance.now()), 100)"
+"""The pages draw sixty times per second. Ten times test the same, and leave the processor to other tests."""
+
 # The browser logs rejected requests and lost servers. They are no error of the page.
 NOTED = re.compile(r"net::ERR_|the server responded with a status of (404|409|422|503)")
 
@@ -52,6 +55,7 @@ def open_page(browser: Browser, ready: Ready) -> Iterator[Open]:
     def open_page(server: Server, size: Any = WIDE, **settings: Any) -> Page:
         context = browser.new_context(viewport=size, **settings)
         contexts.append(context)
+        context.add_init_script(FEWER_FRAMES)
         page = context.new_page()
         page.on("console", take)
         page.on("pageerror", lambda error: complaints.append(str(error)))
