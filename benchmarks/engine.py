@@ -1,7 +1,7 @@
 """Measures the throughput of rungs 02 to 05 and of other engines, alternately, with the same weights.
 
     python -m benchmarks.engine [--model random:smollm2-135m] [--dtype bfloat16] [--rounds 5]
-                                [--concurrency 1 4 16 32] [--only NAME ...]
+                                [--concurrency 1 4 16 32] [--only NAME ...] [--llama-server PATH]
 
 A burst is N requests sent at once, each with its own 64 prompt tokens and 64 greedy output tokens. Its speed
 is the number of its output tokens over the time from the first request to the end of the last response, so
@@ -54,8 +54,6 @@ RUNGS = {
 }
 LLAMA_CPP = "llama.cpp"
 PEERS = ("bare", "transformers", "handmade", LLAMA_CPP)
-NEEDS = {LLAMA_CPP: "xllamacpp"}
-"""The package that a peer needs. Without it, the others are measured."""
 RATIOS = (
     ("04", "02"),
     ("04", "transformers"),
@@ -133,11 +131,12 @@ class OverPipe:
 
 
 @contextmanager
-def contenders(names: Sequence[str], model: str, dtype: str, console: Console) -> Iterator[list[Contender]]:
+def contenders(options: Options, console: Console) -> Iterator[list[Contender]]:
     """Start them one after the other; they stop at the end of the block."""
+    model, dtype = options.model, options.dtype
     started: list[Contender] = []
     with ExitStack() as stack:
-        for name in names:
+        for name in options.chosen:
             with console.status(f"starting {name}"):
                 if name in ("bare", "transformers"):
                     command = [sys.executable, "-m", "benchmarks.peers", name, model, dtype]
@@ -155,18 +154,20 @@ def contenders(names: Sequence[str], model: str, dtype: str, console: Console) -
                     process.stdout.readline()
                     started.append(OverPipe(name, process))
                 else:
-                    server = start_server(name, model, dtype)
+                    server = start_server(name, options)
                     stack.callback(server.close)
                     path = Completions.path if name == LLAMA_CPP else ""
                     started.append(OverHttp(name, server.wait_ready() + path))
         yield started
 
 
-def start_server(name: str, model: str, dtype: str) -> ServerProcess:
+def start_server(name: str, options: Options) -> ServerProcess:
+    model, dtype = options.model, options.dtype
     if name == "handmade":
         return ServerProcess("-m", "benchmarks.peers", name, model, dtype)
     if name == LLAMA_CPP:
-        return ServerProcess("-m", "benchmarks.llama_cpp", model, dtype)
+        built = ["--server", str(options.llama_server)] if options.llama_server else []
+        return ServerProcess("-m", "benchmarks.llama_cpp", model, dtype, *built)
     script, *flags = RUNGS[name]
     return RungProcess(script, [*flags, "--model", model, "--dtype", dtype, "--device", "cpu"])
 
@@ -254,19 +255,27 @@ class Options:
     dtype: str
     rounds: int
     concurrency: Sequence[int]
-    only: Sequence[str]
+    only: Sequence[str] | None
+    llama_server: Path | None
     output: Path
 
     @property
     def chosen(self) -> list[str]:
-        """The contenders. Transformers has no int8 of the rungs' kind."""
+        """The contenders: by default all that are installed. Transformers has no int8 of the rungs' kind."""
         unable = ("transformers", "handmade") if self.dtype == "int8" else ()
-        return [name for name in self.only if name not in unable]
+        installed = [name for name in (*RUNGS, *PEERS) if name != LLAMA_CPP or self.has_llama_cpp]
+        return [name for name in self.only or installed if name not in unable]
+
+    @property
+    def has_llama_cpp(self) -> bool:
+        return self.llama_server is not None or find_spec("xllamacpp") is not None
 
     @property
     def command(self) -> str:
         flags = ["--model", self.model, "--dtype", self.dtype, "--rounds", str(self.rounds)]
         flags += ["--concurrency", *map(str, self.concurrency), "--only", *self.chosen]
+        if self.llama_server:
+            flags += ["--llama-server", self.llama_server.name]  # its folder says nothing to anyone else
         return shlex.join(["python", "-m", "benchmarks.engine", *flags])
 
 
@@ -278,12 +287,21 @@ def read_options() -> Options:
     parser.add_argument("--dtype", default=best, choices=DTYPES, help="default here: %(default)s")
     parser.add_argument("--rounds", type=whole_number(1), default=5, help="default: %(default)s")
     parser.add_argument("--concurrency", type=whole_number(1, 32), nargs="+", default=[1, 4, 16, 32])
-    installed = [name for name in names if name not in NEEDS or find_spec(NEEDS[name])]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument(
-        "--only", nargs="+", choices=names, default=installed, metavar="NAME", help=", ".join(names)
+        "--llama-server", type=Path, metavar="PATH", help="a llama.cpp server built on this machine"
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "engine.json", help="file for the samples")
     return Options(**vars(parser.parse_args()))
+
+
+def builds_of(options: Options) -> dict[str, str]:
+    """Of the contenders that are not of this repository and differ from machine to machine."""
+    if LLAMA_CPP not in options.chosen:
+        return {}
+    from benchmarks.llama_cpp import build_of  # imports transformers, which takes seconds
+
+    return {LLAMA_CPP: build_of(options.llama_server)}
 
 
 def main() -> None:
@@ -291,7 +309,8 @@ def main() -> None:
     console = Console()
     with errors_in_one_line("benchmarks.engine"):
         asked = asked_by(max(2, *options.concurrency), options.model)
-        with contenders(options.chosen, options.model, options.dtype, console) as running:
+        builds = builds_of(options)
+        with contenders(options, console) as running:
             bursts = asyncio.run(measure(running, asked, options, console))
     summary = report(bursts, console)
     result = {
@@ -299,6 +318,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
         "model": options.model,
+        "builds": builds,
         "summary": summary,
         "samples": [asdict(burst) for burst in bursts],
     }

@@ -1,12 +1,21 @@
 """Runs llama.cpp's server with the same weights as the rungs, so that both can be compared.
 
     pip install --editable '.[peers]'
-    python -m benchmarks.llama_cpp random:smollm2-135m int8      prints `ready: URL`
+    python -m benchmarks.llama_cpp random:smollm2-135m int8 --server build/bin/llama-server
     python benchmarks/run.py --url URL/v1/completions --name llama.cpp
 
-int8 stands for its Q8_0, which has one scale per 32 weights. Its prompt cache is off, because rungs 02 to 05
-have none. The wheel of xllamacpp does not use a processor's newer instructions; a build on the machine
-itself is faster.
+It prints `ready: URL`. int8 stands for llama.cpp's Q8_0, which has one scale per 32 weights. Its prompt cache
+is off, because rungs 02 to 05 have none.
+
+`--server` is a llama-server that was built on this machine. Without it, the wheel of xllamacpp runs. That
+needs no compiler, but uses none of a processor's newer instructions. So a comparison needs the build; its
+source is in the source distribution of llama-cpp-python, and two cores build it in about 11 minutes:
+
+    pip download llama-cpp-python --no-deps --no-binary :all: && tar xf llama_cpp_python-*.tar.gz
+    cd llama_cpp_python-*/vendor/llama.cpp
+    cmake -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF \\
+          -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF
+    ninja -C build llama-server
 """
 
 from __future__ import annotations
@@ -14,24 +23,32 @@ from __future__ import annotations
 from ladder.script import errors_in_one_line
 
 import json
-import sys
+import shlex
+import subprocess
 import tempfile
 import threading
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import torch
 from transformers import AutoConfig
 
 from benchmarks.peers import save_checkpoint
+from ladder.cli import DTYPES
 from ladder.errors import UserError
 from ladder.lab.launch import READY
 from ladder.llm.loading import RANDOM_SHAPES
+from ladder.web.server import listen
 
-if TYPE_CHECKING:  # optional packages, imported where they are used
+if TYPE_CHECKING:  # an optional package, imported where it is used
     import gguf
-    import xllamacpp
 
 Json = dict[str, Any]
 """A tokenizer.json, parsed."""
@@ -124,7 +141,19 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Json) -> None:
     writer.add_add_bos_token(False)
 
 
-def serve(file: Path) -> xllamacpp.Server:
+def build_of(server: Path | None) -> str:
+    """Which llama.cpp it is, for the results."""
+    if server is None:
+        return f"wheel of xllamacpp {version('xllamacpp')}"
+    try:
+        shown = subprocess.run([server, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"{server} cannot be run: {error}; give the path of a llama-server") from error
+    return f"built on this machine, {(shown.stderr or shown.stdout).splitlines()[0]}"
+
+
+@contextmanager
+def running_wheel(file: Path) -> Iterator[str]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -138,23 +167,59 @@ def serve(file: Path) -> xllamacpp.Server:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames = ["127.0.0.1"]
     params.port = 0
-    return xllamacpp.Server(params)
+    yield xllamacpp.Server(params).listening_address
+
+
+@contextmanager
+def running_build(server: Path, file: Path) -> Iterator[str]:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    threads = str(torch.get_num_threads())
+    flags = ["--model", str(file), "--host", "127.0.0.1", "--port", str(port)]
+    flags += ["--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT)]
+    flags += ["--threads", threads, "--threads-batch", threads, "--no-cache-prompt", "--cache-ram", "0"]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([server, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not is_healthy(url):
+                if (status := process.poll()) is not None:
+                    command = shlex.join([str(server), *flags])
+                    raise UserError(f"llama-server has ended with status {status}: {command}")
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+
+
+def is_healthy(url: str) -> bool:
+    """It answers 503 while it loads the model."""
+    try:
+        with urlopen(f"{url}/health", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def main() -> None:
-    model, dtype = sys.argv[1:3]
+    parser = ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("model", help="random:SHAPE of Llama's architecture")
+    parser.add_argument("dtype", choices=DTYPES)
+    parser.add_argument("--server", type=Path, help="a llama-server; without it, the wheel runs")
+    options = parser.parse_args()
     with errors_in_one_line("benchmarks.llama_cpp"), tempfile.TemporaryDirectory() as folder:
-        shape = model.removeprefix("random:")
+        shape = options.model.removeprefix("random:")
         if RANDOM_SHAPES.get(shape, {}).get("model_type") != "llama":
-            raise UserError(f"{model}: only a random model of Llama's architecture can be converted")
-        if missing := [name for name in ("xllamacpp", "gguf") if find_spec(name) is None]:
+            raise UserError(f"{options.model}: only a random model of Llama's architecture can be converted")
+        needed = ["gguf"] if options.server else ["gguf", "xllamacpp"]
+        if missing := [name for name in needed if find_spec(name) is None]:
             raise UserError(f"{' and '.join(missing)} must be installed: pip install --editable '.[peers]'")
-        checkpoint = Path(folder)
-        save_checkpoint(shape, checkpoint)
-        write_gguf(checkpoint, checkpoint / "model.gguf", dtype)
-        server = serve(checkpoint / "model.gguf")
-        print(f"{READY}{server.listening_address}", flush=True)
-        threading.Event().wait()
+        build_of(options.server)
+        file = Path(folder) / "model.gguf"
+        save_checkpoint(shape, Path(folder))
+        write_gguf(Path(folder), file, options.dtype)
+        with running_build(options.server, file) if options.server else running_wheel(file) as url:
+            print(f"{READY}{url}", flush=True)
+            threading.Event().wait()
 
 
 if __name__ == "__main__":
