@@ -240,7 +240,9 @@ def test_too_many_open_files_are_a_503(own_folders: Path) -> None:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
         connection.request("GET", "/stream-video/clip.webm")
         assert connection.getresponse().read() == CONTENT
-        assert server.process.errors().splitlines() == ["a request was rejected: Too many open files"]
+        # The thread that writes the access log may meet the limit too.
+        lines = [line for line in server.process.errors().splitlines() if "of the access log" not in line]
+        assert lines == ["a request was rejected: Too many open files"]
 
 
 @fault("A disk that is full", "507, one line in the log, and nothing is left of the upload", "12")
