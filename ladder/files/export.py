@@ -19,8 +19,8 @@ from ladder.files.responses import attachment
 from ladder.web.http import Stream
 
 THREADS = 1
-"""That make tables. Python code runs in one thread at a time, so a second thread would make none faster. It
-would only delay the event loop and the threads that read files."""
+"""That make tables. Most of this work is Python code, which runs in one thread at a time, so a second thread
+would gain little. It would delay the event loop and the threads that read files."""
 
 MAX_WAITING = 8
 """Exports that wait for this thread, or use it. With more of them, each client would wait too long."""

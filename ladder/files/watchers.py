@@ -32,7 +32,7 @@ class Watchers:
     """The clients that watch one kind of thing.
 
     A client may watch for as long as it likes, even if nothing happens. So that idle clients cannot keep all
-    places for ever, the one that has watched longest makes room for a new one. A browser then connects again
+    places forever, the one that has watched longest makes room for a new one. A browser then connects again
     by itself.
     """
 

@@ -152,7 +152,7 @@ def damaged(file: str, what: str | Exception) -> CheckpointError:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Transformers' own errors do not say which file is damaged."""
-    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+    if file.exists() and not file.is_file():  # reading a pipe would wait forever
         raise damaged(file.name, "is not a file")
     try:
         value = json.loads(file.read_bytes())

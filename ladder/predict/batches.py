@@ -1,7 +1,7 @@
 """Reads the bodies of batches without holding the event loop.
 
-A thousand rows take as long to parse as a thousand requests, and a parser in a worker thread would not help:
-it keeps the interpreter's lock until it is done. So a body is parsed in portions of a few rows, and between
+A body of a thousand rows is long, and a parser in a worker thread would not help: it keeps the interpreter's
+lock until it is done. So a body is parsed in portions of a few rows, and between
 two portions the event loop serves other requests. One body is parsed at a time.
 """
 

@@ -1,4 +1,4 @@
-"""The access log of a server: a line per request, written by its own thread into a file that is rotated."""
+"""The access log: a line per request that reaches the app, written by its own thread into rotated files."""
 
 from __future__ import annotations
 

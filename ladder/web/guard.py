@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ladder.cli import ListenConfig
 from ladder.web.connection import LINGER_SECONDS
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class Trusted:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
 
+    @classmethod
+    def of(cls, config: ListenConfig) -> Trusted:
+        hosts = [config.host, *config.hosts.split(",")]
+        return cls(
+            frozenset(one.strip().lower() for one in hosts if one.strip()),
+            frozenset(one.strip().rstrip("/") for one in config.origins.split(",") if one.strip()),
+        )
+
     def refusal(self, headers: Mapping[str, str], writes: bool) -> Refusal | None:
         """Status and reason, or None for a request that is accepted."""
         host, origin = headers.get("host"), headers.get("origin")
@@ -57,13 +66,6 @@ class Trusted:
         except ValueError:
             return False
         return name in self.hosts or is_local_or_address(name)
-
-
-def trusted(hosts: Iterable[str], origins: Iterable[str]) -> Trusted:
-    return Trusted(
-        frozenset(one.strip().lower() for one in hosts if one.strip()),
-        frozenset(one.strip().rstrip("/") for one in origins if one.strip()),
-    )
 
 
 def is_local_or_address(host: str) -> bool:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 import uvicorn
@@ -31,7 +31,7 @@ from ladder.web.connection import (
     HttpConnection,
     file_limit,
 )
-from ladder.web.guard import CloseUnread, Guard, Trusted, guard_wsgi, trusted
+from ladder.web.guard import CloseUnread, Guard, Trusted, guard_wsgi
 
 if TYPE_CHECKING:
     from ladder.llm.loading import Model
@@ -46,15 +46,12 @@ STALL_SECONDS = 30
 """How long a connection that is being closed may stay open while its client reads nothing."""
 
 
-NONE_FURTHER = Trusted()
-
-
 @dataclass(frozen=True)
 class Listener:
     """Where a server accepts connections, and which requests are meant for it."""
 
     socket: socket.socket
-    trusted: Trusted = NONE_FURTHER
+    trusted: Trusted = field(default_factory=Trusted)
 
 
 def prepare(config: ServerConfig) -> tuple[Model, Listener]:
@@ -67,8 +64,7 @@ def prepare(config: ServerConfig) -> tuple[Model, Listener]:
 def take_port(config: ListenConfig) -> Listener:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    hosts, origins = config.hosts.split(","), config.origins.split(",")
-    return Listener(listen(config.host, config.port), trusted([config.host, *hosts], origins))
+    return Listener(listen(config.host, config.port), Trusted.of(config))
 
 
 def load(config: ServerConfig) -> Model:
